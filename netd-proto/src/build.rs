@@ -5,7 +5,7 @@
 //! [`Queue`](crate::frame::Queue). A payload that is already in place is not copied: reserve
 //! [`udp_headroom`] or [`echo_headroom`] bytes before it.
 
-use crate::offload::{NEEDS_CSUM, UDP_CHECKSUM_OFFSET, VnetHeader};
+use crate::offload::{NEEDS_CSUM, TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET, VnetHeader};
 use crate::packet::{Packet, Transport, pseudo_header};
 use etherparse::IpNumber;
 use etherparse::checksum::Sum16BitWords;
@@ -118,8 +118,8 @@ pub fn udp(
     (total, vnet)
 }
 
-/// Completes in software the checksum that [`udp`] left to the receiver, for a receiver that
-/// does not take such packets.
+/// Completes in software the checksum that [`udp`] or [`partial_tcp_checksum`] left to the
+/// receiver, for a receiver that does not take such packets.
 pub fn complete_checksum(packet: &mut [u8], vnet: &VnetHeader) {
     if vnet.needs_checksum() {
         let start = usize::from(vnet.csum_start);
@@ -129,6 +129,22 @@ pub fn complete_checksum(packet: &mut [u8], vnet: &VnetHeader) {
         let at = start + usize::from(vnet.csum_offset);
         packet[at..at + 2].copy_from_slice(&sum.to_ne_bytes());
     }
+}
+
+/// Writes the pseudo-header's sum into the checksum field of a TCP segment, as `NEEDS_CSUM` wants
+/// it. The packet is one this side made: IPv4 without options or IPv6 without extensions.
+pub fn partial_tcp_checksum(packet: &mut [u8]) {
+    let (start, src, dst): (usize, IpAddr, IpAddr) = if packet[0] >> 4 == 4 {
+        let octets = |at: usize| <[u8; 4]>::try_from(&packet[at..at + 4]).expect("four bytes");
+        (IPV4_HEADER, octets(12).into(), octets(16).into())
+    } else {
+        let octets = |at: usize| <[u8; 16]>::try_from(&packet[at..at + 16]).expect("16 bytes");
+        (IPV6_HEADER, octets(8).into(), octets(24).into())
+    };
+    let length = packet.len() - start;
+    let partial = !pseudo_header(src, dst, IpNumber::TCP.0, length).ones_complement();
+    let at = start + usize::from(TCP_CHECKSUM_OFFSET);
+    packet[at..at + 2].copy_from_slice(&partial.to_ne_bytes());
 }
 
 /// An echo message to build.
@@ -476,6 +492,21 @@ pub(crate) mod tests {
             tcp_reset(&mut out, &Packet::parse(&bytes).expect("valid")),
             None
         );
+    }
+
+    #[test]
+    fn a_partial_tcp_checksum_completes_to_the_right_one() {
+        for (src, dst) in [("192.0.2.1:80", "100.64.0.2:9"), ("[2001:db8::1]:80", "[2001:db8::2]:9")] {
+            let mut bytes = tcp(src, dst, 1001);
+            let ip_header = if src.starts_with('[') { 40 } else { 20 };
+            bytes[ip_header + 16..ip_header + 18].fill(0);
+
+            partial_tcp_checksum(&mut bytes);
+            let vnet = VnetHeader::tcp(ip_header == 40, ip_header as u16, 20, None);
+            complete_checksum(&mut bytes, &vnet);
+
+            assert!(Packet::parse(&bytes).expect("valid").transport_checksum_is_right());
+        }
     }
 
     #[test]

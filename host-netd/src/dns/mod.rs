@@ -1,0 +1,313 @@
+//! The resolver of the enclave.
+//!
+//! # Theory of operation
+//!
+//! The enclave's resolver is the gateway address. Its queries arrive here as bytes, over UDP and
+//! TCP, and are forwarded to the name servers of the parent's resolv.conf. The answer is what a
+//! direct query to those servers would have given, for every type and class: the message is kept as
+//! the bytes that came (`wire`) and edited in place. Only what belongs to one hop is ours:
+//! identifier, OPT, the RD, RA and CD bits, the case of the question as the enclave wrote it, and
+//! the cut to the size the query allows. The road of a query:
+//!
+//! 1. `query`: what is no query is dropped; what cannot be looked up is answered FORMERR, NOTIMP,
+//!    REFUSED (zone transfers) or BADVERS.
+//! 2. `local`: `localhost` and the loopback's reverse names are answered here.
+//! 3. The bound on queries in flight; above it, SERVFAIL at once.
+//! 4. `search`: a plain name goes through the search list, as in glibc.
+//! 5. `upstream`: the cache, then the servers, over hickory's sockets; TCP when UDP was too small.
+//!
+//! # Decisions
+//!
+//! - Of hickory-resolver the message streams are used (sockets, random ports, framing), which give
+//!   the bytes. Its layers above, resolver and name-server pool, turn a negative answer or an error
+//!   code into an error that keeps part of it, refuse some valid records (empty RDATA, private
+//!   types), and know no scope of an IPv6 server.
+//! - The cache holds whole answers by name, type, class and the RD, CD and DO bits, until the least
+//!   TTL of any record in them. TTLs are those received, less the time kept. A negative answer is
+//!   kept as RFC 2308 says and goes out with its SOA. Failures are not kept: RFC 9520 asks it of
+//!   resolvers that repeat queries by themselves, and here the bound on queries in flight and at
+//!   most `attempts` tries a server contain a failing zone.
+//! - ANY is forwarded, and its answer not kept: the server decides what RFC 8482 makes of it. Other
+//!   classes (`version.bind` CH TXT) are forwarded too.
+//! - OPT is answered to those who sent it. DO, CD and RD are passed on, extended errors (RFC 8914)
+//!   passed back. Other options (client subnet, cookies) concern one hop and are not forwarded.
+//! - The parent's /etc/hosts is not consulted: names that an operator put there for the host must
+//!   not shadow real ones for the enclave.
+//! - A new resolv.conf means new servers, hence a new cache. Queries under way finish with the old.
+//! - `Resolved` carries the name that was asked, even where CNAMEs or the search list led
+//!   elsewhere, and only addresses the chain of aliases leads to. The loopback's own names are not
+//!   reported.
+
+mod cache;
+mod conf;
+mod limits;
+mod local;
+mod name;
+mod query;
+mod response;
+mod search;
+mod socket;
+mod stream;
+mod upstream;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use hickory_proto::op::ResponseCode;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use conf::{ConfError, Settings, Watch};
+use query::{Query, Received};
+use response::{Reason, Response};
+pub use stream::serve_stream;
+use upstream::{Ask, Upstream};
+
+/// How a query came, which bounds the length of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// 512 bytes, or the size the query's OPT record gives, up to 65,000.
+    Udp,
+    /// 65,535 bytes.
+    Tcp,
+}
+
+/// What to send back, and what the policy learns from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The message in wire form, without TCP's length.
+    pub message: Vec<u8>,
+    /// Set if the answer gives addresses.
+    pub resolved: Option<Resolved>,
+}
+
+/// Addresses handed out for a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The name that was asked, in lower case, without a trailing dot.
+    pub name: String,
+    /// The addresses of the answer's A or AAAA records, in its order.
+    pub addresses: Vec<IpAddr>,
+    /// The least TTL on the way from the name to the addresses, as the enclave sees it.
+    pub ttl: Duration,
+}
+
+/// The DNS service. Clones share one cache and one set of bounds.
+#[derive(Clone)]
+pub struct Dns(Arc<Service>);
+
+struct Service {
+    /// `None` until a usable resolv.conf was read.
+    upstream: RwLock<Option<Arc<Upstream>>>,
+    in_flight: Semaphore,
+    overloaded: AtomicU64,
+    overload_warning: Sparse,
+    upstream_warning: Sparse,
+}
+
+impl Dns {
+    /// Memory the service takes at worst, in bytes, without TCP connections: see [`serve_stream`].
+    pub const MEMORY: usize = limits::MEMORY;
+
+    /// Starts the service with the name servers of `resolv_conf`, usually `/etc/resolv.conf`, and
+    /// follows its changes until the last clone is dropped. While no usable file was seen, queries
+    /// are answered SERVFAIL; once one was, it stays in force until the next usable one. A WARN
+    /// says why a file is not usable.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time and I/O enabled.
+    pub fn start(resolv_conf: PathBuf) -> Dns {
+        let dns = Dns::new();
+        let mut watch = Watch::default();
+        if let Some(outcome) = watch.changed(&resolv_conf) {
+            dns.0.apply(&resolv_conf, outcome);
+        }
+        tokio::spawn(follow(Arc::downgrade(&dns.0), resolv_conf, watch));
+        dns
+    }
+
+    fn new() -> Dns {
+        Dns(Arc::new(Service {
+            upstream: RwLock::new(None),
+            in_flight: Semaphore::new(limits::QUERIES_IN_FLIGHT),
+            overloaded: AtomicU64::new(0),
+            overload_warning: Sparse::default(),
+            upstream_warning: Sparse::default(),
+        }))
+    }
+
+    /// Answers one query message as it came off the wire; over UDP, the payload of one datagram.
+    ///
+    /// Every failure is an answer as well. `None` is for what must not be answered: fewer bytes
+    /// than a header, or a response. Dropping the future ends the look-up.
+    pub async fn answer(&self, query: &[u8], transport: Transport) -> Option<Answer> {
+        let started = Instant::now();
+        let query = match Query::receive(query) {
+            Received::Query(query) => query,
+            Received::Refused(message, rcode) => {
+                debug!(?rcode, ?transport, "refused a query");
+                return Some(Answer {
+                    message,
+                    resolved: None,
+                });
+            }
+            Received::Nothing => return None,
+        };
+        let local = local::answer(&query.question);
+        let resolvable = local.is_none();
+        let response = match local {
+            Some(response) => response,
+            None => self.0.look_up(&query).await,
+        };
+        let name = query.question.lower();
+        debug!(
+            name = name.as_ref().map(tracing::field::display),
+            rtype = %query.question.rtype,
+            rcode = ?response.rcode,
+            ?transport,
+            elapsed = ?started.elapsed(),
+            "answered a query"
+        );
+        let resolved = name.filter(|_| resolvable).and_then(|name| {
+            let found = response.addresses(&name)?;
+            let ttl = Duration::from_secs(found.ttl.into());
+            Some(Resolved {
+                name: name.to_string(),
+                addresses: found.addresses,
+                ttl,
+            })
+        });
+        Some(Answer {
+            message: query.answer(response, transport),
+            resolved,
+        })
+    }
+
+    /// Queries answered SERVFAIL because too many others were in flight.
+    pub fn overloaded(&self) -> u64 {
+        self.0.overloaded.load(Ordering::Relaxed)
+    }
+}
+
+impl Service {
+    async fn look_up(&self, query: &Query) -> Response {
+        let Ok(_in_flight) = self.in_flight.try_acquire() else {
+            self.overloaded.fetch_add(1, Ordering::Relaxed);
+            self.overload_warning.warn(|left_out| {
+                warn!(
+                    limit = limits::QUERIES_IN_FLIGHT,
+                    left_out, "too many DNS queries in flight"
+                );
+            });
+            return query.failure(ResponseCode::ServFail, Reason::Other);
+        };
+        let upstream = self
+            .upstream
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let Some(upstream) = upstream else {
+            self.upstream_warning.warn(|left_out| {
+                warn!(
+                    left_out,
+                    "a DNS query cannot be answered: no usable resolv.conf was seen yet"
+                );
+            });
+            return query.failure(ResponseCode::ServFail, Reason::NotReady);
+        };
+        let ask = Ask {
+            question: query.question.clone(),
+            recursion: query.recursion(),
+            checking_disabled: query.checking_disabled(),
+            dnssec_ok: query.dnssec_ok(),
+        };
+        search::resolve(&upstream, &ask)
+            .await
+            .unwrap_or_else(|error| {
+                let name = query.question.lower();
+                let name = name.as_ref().map(tracing::field::display);
+                self.upstream_warning
+                    .warn(|left_out| warn!(name, %error, left_out, "a DNS query failed"));
+                query.failure(ResponseCode::ServFail, Reason::NoReachableAuthority)
+            })
+    }
+
+    fn apply(&self, path: &Path, outcome: Result<Settings, ConfError>) {
+        let path = path.display();
+        let mut upstream = self
+            .upstream
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(settings)
+                if upstream
+                    .as_ref()
+                    .is_some_and(|now| *now.settings() == settings) => {}
+            Ok(settings) => {
+                let Settings {
+                    servers, search, ..
+                } = &settings;
+                info!(%path, ?servers, ?search, "name servers");
+                *upstream = Some(Arc::new(Upstream::new(settings)));
+            }
+            Err(error) if upstream.is_some() => {
+                warn!(%path, %error, "resolv.conf is not usable; the former name servers stay");
+            }
+            Err(error) => {
+                warn!(%path, %error, "resolv.conf is not usable; DNS queries fail until it is");
+            }
+        }
+    }
+}
+
+/// Looks at the file until the service is gone.
+async fn follow(service: Weak<Service>, path: PathBuf, mut watch: Watch) {
+    let path = Arc::new(path);
+    loop {
+        tokio::time::sleep(limits::RESOLV_CONF_POLL).await;
+        if service.strong_count() == 0 {
+            return;
+        }
+        // The file may lie on a file system that hangs.
+        let read = Arc::clone(&path);
+        let looked = tokio::task::spawn_blocking(move || {
+            let outcome = watch.changed(&read);
+            (watch, outcome)
+        });
+        let Ok((next, outcome)) = looked.await else {
+            return;
+        };
+        watch = next;
+        if let (Some(service), Some(outcome)) = (service.upgrade(), outcome) {
+            service.apply(&path, outcome);
+        }
+    }
+}
+
+/// Lets one warning through in a while, and says how many were left out.
+#[derive(Default)]
+struct Sparse(Mutex<(Option<Instant>, u64)>);
+
+impl Sparse {
+    fn warn(&self, warn: impl FnOnce(u64)) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, left_out) = &mut *state;
+        if last.is_some_and(|last| last.elapsed() < limits::WARN_EVERY) {
+            *left_out += 1;
+            return;
+        }
+        let left_out = std::mem::take(left_out);
+        *last = Some(Instant::now());
+        drop(state);
+        warn(left_out);
+    }
+}

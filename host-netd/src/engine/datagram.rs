@@ -1,0 +1,425 @@
+//! UDP and ICMP echo.
+//!
+//! A UDP flow is a mapping: one host socket for each address and port of the enclave, whatever
+//! the destinations (endpoint-independent mapping, RFC 4787 REQ-1), so that peers find the
+//! enclave's program behind one address. What arrives at that socket is passed on whoever sent
+//! it, as the program's own socket would take it. A published UDP port is a mapping that was
+//! there from the start and does not end.
+//!
+//! An echo flow is one ping socket for each identifier of the enclave. The kernel puts its own
+//! identifier on the wire; the enclave's is put back into the reply.
+
+use super::drops::DropReason;
+use super::route::{DENIED, Route};
+use super::{DNS_PORT, Effect, Engine, Flow, FlowId, Outgoing};
+use crate::limits::{ECHO_IDLE, UDP_IDLE, UDP_IDLE_ANSWERED};
+use netd_proto::build::{self, EchoHeader, HOP_LIMIT, IcmpError};
+use netd_proto::handshake::Features;
+use netd_proto::offload::VnetHeader;
+use netd_proto::packet::{Echo, FlowKey, Packet, Protocol, Transport};
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// Room for an IP header before an ICMP message.
+pub const MAX_IP_HEADER: usize = 40;
+
+const ICMP_HEADER: usize = 8;
+
+/// UDP or echo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatagramKind {
+    /// UDP.
+    Udp,
+    /// ICMP or ICMPv6 echo.
+    Echo,
+}
+
+#[derive(Debug)]
+pub(super) struct DatagramFlow {
+    kind: DatagramKind,
+    published: bool,
+    answered: bool,
+}
+
+impl DatagramFlow {
+    fn idle(&self) -> Option<Duration> {
+        match self.kind {
+            _ if self.published => None,
+            DatagramKind::Echo => Some(ECHO_IDLE),
+            DatagramKind::Udp if self.answered => Some(UDP_IDLE_ANSWERED),
+            DatagramKind::Udp => Some(UDP_IDLE),
+        }
+    }
+}
+
+/// The key of the one flow that everything from `src` shares.
+fn mapping(protocol: Protocol, src: SocketAddr) -> FlowKey {
+    let any = match src.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    FlowKey {
+        protocol,
+        src,
+        dst: SocketAddr::new(any, 0),
+    }
+}
+
+impl Engine {
+    pub(super) fn handle_datagram<'p>(
+        &mut self,
+        packet: &Packet<'_>,
+        transport: &Transport<'p>,
+        now: Instant,
+    ) -> Effect<'p> {
+        match transport {
+            Transport::Udp(udp) => {
+                let src = SocketAddr::new(packet.src(), udp.source_port());
+                let dst = SocketAddr::new(packet.dst(), udp.destination_port());
+                let outgoing = Datagram {
+                    kind: DatagramKind::Udp,
+                    src,
+                    dst,
+                    sequence: 0,
+                };
+                self.handle_outgoing(packet, outgoing, udp.payload(), now)
+            }
+            Transport::Echo(echo) if echo.request => {
+                let src = SocketAddr::new(packet.src(), echo.identifier);
+                let dst = SocketAddr::new(packet.dst(), 0);
+                if dst.ip() == self.router.gateway(dst.ip()) {
+                    self.answer_echo(src.ip(), dst.ip(), echo);
+                    return Effect::None;
+                }
+                let sequence = echo.sequence;
+                let outgoing = Datagram {
+                    kind: DatagramKind::Echo,
+                    src,
+                    dst,
+                    sequence,
+                };
+                self.handle_outgoing(packet, outgoing, echo.payload, now)
+            }
+            Transport::Echo(_) | Transport::Icmp { .. } => {
+                self.dropped(DropReason::UnsolicitedIcmp)
+            }
+            Transport::Other(_) => {
+                // Protocol unreachable (3/2); unrecognized next header, at its place in the
+                // header (4/1).
+                let error = match packet.src() {
+                    IpAddr::V4(_) => IcmpError::Other(3, 2, 0),
+                    IpAddr::V6(_) => IcmpError::Other(4, 1, 6),
+                };
+                self.refuse(packet, DropReason::Protocol, error);
+                Effect::None
+            }
+            Transport::Tcp(_) | Transport::Fragment(_) => self.dropped(DropReason::Fragment),
+        }
+    }
+
+    fn handle_outgoing<'p>(
+        &mut self,
+        packet: &Packet<'_>,
+        datagram: Datagram,
+        payload: &'p [u8],
+        now: Instant,
+    ) -> Effect<'p> {
+        let Datagram {
+            kind,
+            src,
+            dst,
+            sequence,
+        } = datagram;
+        let protocol = datagram.protocol();
+        let to = match self.router.route(protocol, dst, self.seconds(now)) {
+            Route::Host(to) => to,
+            Route::Gateway if dst.port() == DNS_PORT => {
+                return Effect::Dns {
+                    client: src,
+                    gateway: dst,
+                    query: Cow::Borrowed(payload),
+                };
+            }
+            Route::Gateway => {
+                self.quote_error(
+                    self.router.gateway(dst.ip()),
+                    IcmpError::PortUnreachable,
+                    datagram,
+                    payload,
+                );
+                return Effect::None;
+            }
+            Route::Denied(reason) => {
+                self.counters.drop(reason);
+                tracing::debug!(reason = reason.name(), %src, %dst, "refused");
+                self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, payload);
+                return Effect::None;
+            }
+        };
+        let key = mapping(protocol, src);
+        let (flow, is_new) = match self.table.get(&key) {
+            Some(&flow) => (flow, false),
+            None if self.flows.len() >= self.max_flows => {
+                self.counters.drop(DropReason::FlowLimit);
+                self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, payload);
+                return Effect::None;
+            }
+            None => {
+                let flow = DatagramFlow {
+                    kind,
+                    published: false,
+                    answered: false,
+                };
+                (self.insert(key, Flow::Datagram(flow)), true)
+            }
+        };
+        self.keep(flow, now, false);
+        Effect::Datagram(Outgoing {
+            flow,
+            is_new,
+            kind,
+            to,
+            hop_limit: packet.hop_limit().saturating_sub(1).max(1),
+            // What came in parts may go in parts.
+            dont_fragment: packet.dont_fragment()
+                && !matches!(packet.transport(), Transport::Fragment(_)),
+            sequence,
+            payload: Cow::Borrowed(payload),
+        })
+    }
+
+    /// Begins a mapping for a published UDP port of the enclave, in the family of `like`. `None`
+    /// if the port has one already.
+    pub fn publish_udp(&mut self, port: u16, like: IpAddr) -> Option<FlowId> {
+        let enclave = SocketAddr::new(self.router.enclave(like), port);
+        let key = mapping(Protocol::Udp, enclave);
+        if self.table.contains_key(&key) {
+            return None;
+        }
+        let flow = DatagramFlow {
+            kind: DatagramKind::Udp,
+            published: true,
+            answered: true,
+        };
+        Some(self.insert(key, Flow::Datagram(flow)))
+    }
+
+    /// Restarts the idle time of a datagram flow.
+    fn keep(&mut self, id: FlowId, now: Instant, answered: bool) {
+        let entry = &mut self.flows[id.index()];
+        let Flow::Datagram(flow) = &mut entry.flow else {
+            return;
+        };
+        flow.answered |= answered;
+        entry.deadline.set(flow.idle().map(|idle| now + idle));
+        self.timers.arm(id, &mut entry.deadline);
+    }
+
+    /// Room for the next thing from a datagram flow's socket: a UDP payload, or a whole ICMP
+    /// message. Tell [`commit_datagram`](Self::commit_datagram) what came. `None` when the link is
+    /// full or the flow is gone.
+    pub fn datagram_space(&mut self, id: FlowId) -> Option<&mut [u8]> {
+        let entry = self
+            .flows
+            .get(id.index())
+            .filter(|e| e.generation == id.generation)?;
+        let Flow::Datagram(flow) = &entry.flow else {
+            return None;
+        };
+        let ipv6 = entry.key.src.is_ipv6();
+        let headroom = match flow.kind {
+            DatagramKind::Udp => build::udp_headroom(ipv6),
+            DatagramKind::Echo => build::echo_headroom(ipv6) - ICMP_HEADER,
+        };
+        self.queue
+            .packet_space()
+            .map(|space| &mut space[VnetHeader::LEN + headroom..])
+    }
+
+    /// Passes on what was received from `from` into the first `length` bytes of
+    /// [`datagram_space`](Self::datagram_space), with `hop_limit` if it is known.
+    pub fn commit_datagram(
+        &mut self,
+        id: FlowId,
+        from: SocketAddr,
+        length: usize,
+        hop_limit: Option<u8>,
+        now: Instant,
+    ) {
+        let hop_limit = hop_limit.unwrap_or(HOP_LIMIT);
+        let from = SocketAddr::new(self.router.as_seen_by_enclave(from.ip()), from.port());
+        let Some(entry) = self.entry(id) else { return };
+        let enclave = entry.key.src;
+        let Flow::Datagram(DatagramFlow { kind, .. }) = entry.flow else {
+            return;
+        };
+        if from.is_ipv6() != enclave.is_ipv6() || from.ip() == enclave.ip() {
+            return;
+        }
+        match kind {
+            DatagramKind::Udp => self.commit_udp(from, enclave, hop_limit, length),
+            DatagramKind::Echo => {
+                if !self.commit_echo(from.ip(), enclave, hop_limit, length) {
+                    return;
+                }
+            }
+        }
+        self.keep(id, now, true);
+    }
+
+    fn commit_udp(&mut self, from: SocketAddr, to: SocketAddr, hop_limit: u8, length: usize) {
+        let Some(space) = self.queue.packet_space() else {
+            return;
+        };
+        let (header, packet) = space.split_at_mut(VnetHeader::LEN);
+        let (total, mut vnet) = build::udp(packet, from, to, hop_limit, length);
+        if !self.features.contains(Features::CHECKSUM) {
+            build::complete_checksum(&mut packet[..total], &vnet);
+            vnet = VnetHeader::NONE;
+        }
+        header.copy_from_slice(&vnet.encode());
+        self.queue.commit_packet(VnetHeader::LEN + total);
+        self.counters.to_enclave.count(total);
+    }
+
+    fn commit_echo(
+        &mut self,
+        from: IpAddr,
+        enclave: SocketAddr,
+        hop_limit: u8,
+        length: usize,
+    ) -> bool {
+        let Some(space) = self.queue.packet_space() else {
+            return false;
+        };
+        let packet = &mut space[VnetHeader::LEN..];
+        let start = build::echo_headroom(from.is_ipv6()) - ICMP_HEADER;
+        let message = &packet[start..start + length];
+        let reply = if from.is_ipv6() { 129 } else { 0 };
+        if message.len() < ICMP_HEADER || message[0] != reply {
+            return false;
+        }
+        let sequence = u16::from_be_bytes([message[6], message[7]]);
+        let header = EchoHeader {
+            request: false,
+            identifier: enclave.port(),
+            sequence,
+        };
+        let payload = length - ICMP_HEADER;
+        let total = build::echo(packet, from, enclave.ip(), hop_limit, header, payload);
+        space[..VnetHeader::LEN].copy_from_slice(&VnetHeader::NONE.encode());
+        self.queue.commit_packet(VnetHeader::LEN + total);
+        self.counters.to_enclave.count(total);
+        true
+    }
+
+    /// Tells the enclave that what it sent by flow `id` to `to` met `error` at `from`.
+    /// `payload` is as much of the datagram as is known, after the ICMP header for echo;
+    /// `sequence` is that of the echo request.
+    pub fn datagram_error(
+        &mut self,
+        id: FlowId,
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        error: IcmpError,
+        sequence: u16,
+        payload: &[u8],
+    ) {
+        let to = SocketAddr::new(self.router.as_seen_by_enclave(to.ip()), to.port());
+        let Some(entry) = self.entry(id) else { return };
+        let src = entry.key.src;
+        let Flow::Datagram(DatagramFlow { kind, .. }) = entry.flow else {
+            return;
+        };
+        if to.is_ipv6() != src.is_ipv6() {
+            return;
+        }
+        let from = match from {
+            Some(from) => self.router.as_seen_by_enclave(from),
+            None => self.router.gateway(src.ip()),
+        };
+        if from.is_ipv6() != src.is_ipv6() || from.is_unspecified() {
+            return;
+        }
+        self.quote_error(
+            from,
+            error,
+            Datagram {
+                kind,
+                src,
+                dst: to,
+                sequence,
+            },
+            payload,
+        );
+    }
+
+    fn quote_error(&mut self, from: IpAddr, error: IcmpError, datagram: Datagram, payload: &[u8]) {
+        let Datagram {
+            kind,
+            src,
+            dst,
+            sequence,
+        } = datagram;
+        let quote = match kind {
+            DatagramKind::Udp => build::quote_udp(src, dst, payload, payload.len()),
+            DatagramKind::Echo => {
+                let header = EchoHeader {
+                    request: true,
+                    identifier: src.port(),
+                    sequence,
+                };
+                build::quote_echo(src.ip(), dst.ip(), header, payload)
+            }
+        };
+        self.send_packet(|out| build::icmp_error(out, from, src.ip(), error, &quote));
+    }
+
+    fn answer_echo(&mut self, enclave: IpAddr, gateway: IpAddr, echo: &Echo<'_>) {
+        let header = EchoHeader {
+            request: false,
+            identifier: echo.identifier,
+            sequence: echo.sequence,
+        };
+        let headroom = build::echo_headroom(gateway.is_ipv6());
+        self.send_packet(|out| {
+            out[headroom..headroom + echo.payload.len()].copy_from_slice(echo.payload);
+            build::echo(out, gateway, enclave, HOP_LIMIT, header, echo.payload.len())
+        });
+    }
+
+    /// Sends the answer to an [`Effect::Dns`]. False when the link is full.
+    pub fn dns_answer(&mut self, gateway: SocketAddr, client: SocketAddr, message: &[u8]) -> bool {
+        let headroom = build::udp_headroom(client.is_ipv6());
+        let message = &message[..message.len().min(build::MAX_UDP_PAYLOAD)];
+        let Some(space) = self.queue.packet_space() else {
+            self.counters.drop(DropReason::LinkFull);
+            return false;
+        };
+        let start = VnetHeader::LEN + headroom;
+        space[start..start + message.len()].copy_from_slice(message);
+        self.commit_udp(gateway, client, HOP_LIMIT, message.len());
+        true
+    }
+}
+
+/// Who sends what to whom.
+#[derive(Clone, Copy, Debug)]
+struct Datagram {
+    kind: DatagramKind,
+    /// The port is the identifier of an echo request.
+    src: SocketAddr,
+    /// The port is 0 for an echo request.
+    dst: SocketAddr,
+    sequence: u16,
+}
+
+impl Datagram {
+    fn protocol(&self) -> Protocol {
+        match self.kind {
+            DatagramKind::Udp => Protocol::Udp,
+            DatagramKind::Echo => Protocol::Icmp,
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Why packets are dropped or refused, and how often.
+
+use netd_proto::packet::PacketError;
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// Why a packet from the enclave, or one for it, went no further.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            const ALL: &[DropReason] = &[$(DropReason::$name,)*];
+
+            /// The name in logs and metrics.
+            pub fn name(self) -> &'static str {
+                match self { $(DropReason::$name => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Not an IP packet, or lengths that contradict each other.
+    Malformed = "malformed",
+    /// IPv4 options.
+    IpOptions = "ip_options",
+    /// IPv4 header checksum wrong.
+    HeaderChecksum = "header_checksum",
+    /// The virtio-net header lies, or the transport checksum is wrong.
+    Offload = "offload",
+    /// The source is not the enclave's address.
+    Spoofed = "spoofed",
+    /// Fragments that overlap wrongly, or of TCP.
+    Fragment = "fragment",
+    /// Too many packets in parts at once, or the rest did not come.
+    FragmentLimit = "fragment_limit",
+    /// Neither TCP, UDP nor ICMP echo.
+    Protocol = "protocol",
+    /// ICMP from the enclave other than an echo request.
+    UnsolicitedIcmp = "unsolicited_icmp",
+    /// A TCP segment of no known flow; answered by a reset.
+    UnknownFlow = "unknown_flow",
+    /// The hop limit ended at the gateway.
+    HopLimit = "hop_limit",
+    /// A rule of the operator's policy.
+    DeniedByRule = "denied_by_rule",
+    /// The parent's loopback, closed unless a rule opens it.
+    DeniedLoopback = "denied_loopback",
+    /// An address of the parent itself, closed unless a rule opens it.
+    DeniedOwnAddress = "denied_own_address",
+    /// 169.254.0.0/16 (IMDS) and fe80::/10, closed unless a rule opens it.
+    DeniedLinkLocal = "denied_link_local",
+    /// Multicast.
+    DeniedMulticast = "denied_multicast",
+    /// Broadcast, unspecified and reserved addresses, and IPv4 in IPv6.
+    DeniedReserved = "denied_reserved",
+    /// `MAX_FLOWS`, or the limit of open files.
+    FlowLimit = "flow_limit",
+    /// `MAX_DIALS`.
+    DialLimit = "dial_limit",
+    /// `MAX_DNS_QUERIES`.
+    DnsLimit = "dns_limit",
+    /// The link's queue was full: a datagram or an error for the enclave.
+    LinkFull = "link_full",
+    /// The host's socket took no more datagrams.
+    HostSocketFull = "host_socket_full",
+    /// The host's kernel refused to send a datagram; the enclave got an ICMP error.
+    HostRefused = "host_refused",
+    /// Ping sockets are not permitted to this user.
+    PingForbidden = "ping_forbidden",
+    /// A client of a published port whose address and port are in use by another flow.
+    InboundCollision = "inbound_collision",
+}
+
+impl From<PacketError> for DropReason {
+    fn from(error: PacketError) -> Self {
+        match error {
+            PacketError::Length | PacketError::Header | PacketError::Transport => Self::Malformed,
+            PacketError::Options => Self::IpOptions,
+            PacketError::HeaderChecksum => Self::HeaderChecksum,
+        }
+    }
+}
+
+/// What one session did, for the log and the operator.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Packets and bytes from the enclave.
+    pub from_enclave: Traffic,
+    /// Packets and bytes to the enclave.
+    pub to_enclave: Traffic,
+    /// TCP flows, UDP mappings and echo flows that were opened.
+    pub flows_opened: u64,
+    drops: [u64; DropReason::ALL.len()],
+}
+
+/// Packets and their bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// A super-segment counts once.
+    pub packets: u64,
+    /// Length of the IP packets.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) fn count(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+impl Counters {
+    /// Counts one drop.
+    pub fn drop(&mut self, reason: DropReason) {
+        tracing::trace!(reason = reason.name(), "packet dropped");
+        self.drops[reason as usize] += 1;
+    }
+
+    /// How often a reason was met.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// The reasons that were met, as `name=count` words.
+    pub fn drop_summary(&self) -> impl fmt::Display + use<'_> {
+        fmt::from_fn(move |f| {
+            let mut separator = "";
+            for reason in DropReason::ALL
+                .iter()
+                .filter(|reason| self.drops(**reason) > 0)
+            {
+                write!(f, "{separator}{}={}", reason.name(), self.drops(*reason))?;
+                separator = " ";
+            }
+            if separator.is_empty() {
+                f.write_str("none")
+            } else {
+                Ok(())
+            }
+        })
+    }
+}

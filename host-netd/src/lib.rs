@@ -1,0 +1,23 @@
+//! The parent's end of the enclave network.
+//!
+//! * [`engine`]: packets to flows and back, without I/O.
+//! * [`io`]: the data loop, one epoll loop on one thread for each enclave; sockets and the link.
+//! * [`session`]: accepts links, shakes hands, starts and replaces data loops.
+//! * [`publish`]: ports of the parent that lead into the enclave.
+//! * [`dns`]: the resolver behind the gateway.
+//! * [`config`]: command line and configuration file, parsed once.
+//! * [`capture`]: what crosses the link, to a pcap file.
+//!
+//! Bytes flow link -> engine -> host socket and back inside the data loop. Everything that may
+//! take long (name look-ups, connects, accepts) runs in tokio and hands results over by a bounded
+//! channel with a wake-up.
+
+pub mod capture;
+pub mod config;
+pub mod dns;
+pub mod engine;
+pub mod io;
+pub mod limits;
+pub mod local;
+pub mod publish;
+pub mod session;

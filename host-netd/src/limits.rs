@@ -1,0 +1,82 @@
+//! Every bound of host-netd, with its reason.
+
+use std::time::Duration;
+
+/// Ring for bytes from the enclave that the host's socket has not taken yet; also the largest
+/// window the enclave sees. 64 KiB costs throughput, 4 MiB costs it too (cache misses).
+pub const RECEIVE_RING: usize = 256 * 1024;
+
+/// Ring for bytes from the host's socket that the enclave has not acknowledged yet.
+pub const SEND_RING: usize = 512 * 1024;
+
+/// Bytes one TCP flow may send to the link before others have their turn: two super-segments.
+/// More makes a request wait longer beside bulk flows.
+pub const QUANTUM: usize = 128 * 1024;
+
+/// Bytes queued for the link at which it is written, without waiting for the end of the round.
+pub const LINK_BATCH: usize = 64 * 1024;
+
+/// Datagrams one UDP or echo flow may deliver before others have their turn.
+pub const DATAGRAM_QUANTUM: usize = 32;
+
+/// Errors taken from one socket's error queue in one turn, so that a storm of ICMP errors does
+/// not hold the loop.
+pub const ERROR_QUANTUM: usize = 16;
+
+/// Turns of flows that were put back once, before new events are looked at.
+pub const ROUND: usize = 64;
+
+/// Flows of one enclave, all protocols together: a TCP flow can hold 768 KiB of rings, of which
+/// only touched pages cost memory. The limit of open files may lower it.
+pub const MAX_FLOWS: usize = 16_384;
+
+/// Connects of one enclave that are not answered yet. A blackholed one lasts two minutes.
+pub const MAX_DIALS: usize = 2048;
+
+/// DNS queries of one enclave that are not answered yet.
+pub const MAX_DNS_QUERIES: usize = 256;
+
+/// Packets of one enclave that are being put together from fragments: each holds up to 64 KiB.
+pub const MAX_REASSEMBLIES: usize = 64;
+
+/// How long the rest of a fragmented packet is waited for. Fragments cross a lossless link in
+/// order; RFC 8200's 60 s are for the internet.
+pub const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Largest SYN that is kept while the real connect runs: any that fits the enclave's MTU.
+pub const MAX_SYN: usize = 1500;
+
+/// Enclaves on one host-netd: AWS runs at most four on an instance.
+pub const MAX_SESSIONS: usize = 16;
+
+/// Messages from tokio to one data loop that wait: its senders wait when it is full.
+pub const COMMANDS: usize = 1024;
+
+/// Idle time of a UDP mapping that was never answered.
+pub const UDP_IDLE: Duration = Duration::from_secs(30);
+
+/// Idle time of a UDP mapping with traffic both ways (RFC 4787 REQ-5 allows 120 s and more).
+pub const UDP_IDLE_ANSWERED: Duration = Duration::from_secs(120);
+
+/// Idle time of an echo flow: no program waits longer for a reply.
+pub const ECHO_IDLE: Duration = Duration::from_secs(30);
+
+/// How long the enclave has to complete a TCP handshake over a lossless link.
+pub const ENCLAVE_HANDSHAKE: Duration = Duration::from_secs(30);
+
+/// How often an idle TCP flow asks the enclave's kernel whether it still knows it; a live kernel
+/// answers, so no flow ends by being idle.
+pub const ENCLAVE_KEEPALIVE: Duration = Duration::from_secs(600);
+
+/// How long a name's addresses stay known to the policy after their TTL: programs keep addresses
+/// longer than DNS says.
+pub const LEARNT_GRACE: Duration = Duration::from_secs(600);
+
+/// Open files left to everything but flows: links, listeners, DNS, logs.
+pub const RESERVED_FILES: u64 = 128;
+
+/// Packets waiting to be written to a capture file; beyond it they are left out and counted.
+pub const CAPTURE_QUEUE: usize = 4096;
+
+/// Idle rings kept for the next flows of a session; more are given back to the kernel.
+pub const POOLED_RINGS: usize = 256;

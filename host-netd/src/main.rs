@@ -1,0 +1,99 @@
+//! The `host-netd` program: puts the parts of the library together.
+
+use anyhow::Context;
+use host_netd::capture::Tap;
+use host_netd::config::{Config, flows_within_file_limit};
+use host_netd::dns::Dns;
+use host_netd::io::{Services, ping_sockets_permitted};
+use host_netd::limits::{RECEIVE_RING, SEND_RING};
+use host_netd::local::LocalAddresses;
+use host_netd::publish::Published;
+use host_netd::session::{Listener, Sessions, Shared};
+use std::io::{IsTerminal, stderr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let log = EnvFilter::try_from_env("NETD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(log)
+        .with_target(false)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let config = Config::from_command_line()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before anything is bound, so that a signal always finds its handler.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut report = signal(SignalKind::user_defined1())?;
+
+    let max_flows = flows_within_file_limit(config.max_flows)?;
+    if let Err(error) = ping_sockets_permitted() {
+        tracing::warn!(
+            %error,
+            "ping from enclaves is off: permit it with sysctl -w net.ipv4.ping_group_range='0 2147483647'"
+        );
+    }
+    let published = Published::bind(&config.publish)?;
+    let listener = Listener::bind(&config.listen, config.cids)?;
+    let tap = match &config.capture {
+        Some(path) => Some(
+            Tap::create(path)
+                .with_context(|| format!("cannot write the capture file {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let services = Services {
+        runtime: tokio::runtime::Handle::current(),
+        dns: Dns::start(config.resolv_conf),
+        tap,
+    };
+    let own = LocalAddresses::follow().context("cannot read this host's addresses")?;
+    let sessions = Sessions::new(Shared {
+        services,
+        policy: config.policy,
+        own,
+        published,
+        max_flows,
+    });
+    sessions.published().serve(&sessions)?;
+    tracing::info!(
+        address = %config.listen,
+        max_flows,
+        ring_memory_mib_per_enclave = max_flows * (RECEIVE_RING + SEND_RING) / (1024 * 1024),
+        "listening"
+    );
+
+    let serving = tokio::spawn(Arc::clone(&sessions).serve(listener));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = report.recv() => sessions.report().await,
+        }
+    }
+    // Dropping the listener removes its socket.
+    serving.abort();
+    let _ = serving.await;
+    sessions.close().await;
+    Ok(())
+}
