@@ -1,8 +1,8 @@
 //! Command line and configuration file, parsed once into valid values.
 
 use crate::limits::{MAX_FLOWS, RESERVED_FILES};
+use crate::listen::AllowedCids;
 use crate::publish::Publish;
-use crate::session::AllowedCids;
 use anyhow::{Context, bail};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use netd_proto::address::{Cid, DEFAULT_PORT, LinkAddress};
@@ -23,14 +23,23 @@ struct Args {
     /// Configuration file (TOML); what the command line says comes first
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where enclaves connect: vsock:any:PORT or unix:PATH [default: vsock:any:1024]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help = "Where enclaves connect: vsock:any:PORT or unix:PATH [default: vsock:any:1024]"
+    )]
     listen: Option<LinkAddress>,
-    /// Accept only the enclave with this CID; may be repeated [default: every CID above 3]
-    #[arg(long, value_name = "CID")]
+    #[arg(
+        long,
+        value_name = "CID",
+        help = "Accept only the enclave with this CID; may be repeated [default: every CID above 3]"
+    )]
     cid: Vec<u32>,
-    /// Publish a port: [ADDR:]PORT[:ENCLAVE_PORT][/tcp|/udp]; may be repeated
-    #[arg(long, value_name = "PORT")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        help = "Publish a port: [ADDR:]PORT[:ENCLAVE_PORT][/tcp|/udp]; may be repeated"
+    )]
     publish: Vec<Publish>,
     /// Permit a destination, such as 'tcp 100.64.0.3:2049'; the first matching rule decides
     #[arg(long, value_name = "RULE")]

@@ -2,7 +2,8 @@
 //!
 //! * [`engine`]: packets to flows and back, without I/O.
 //! * [`io`]: the data loop, one epoll loop on one thread for each enclave; sockets and the link.
-//! * [`session`]: accepts links, shakes hands, starts and replaces data loops.
+//! * [`listen`]: where links are accepted, and from whom.
+//! * [`session`]: shakes hands, starts and replaces data loops.
 //! * [`publish`]: ports of the parent that lead into the enclave.
 //! * [`dns`]: the resolver behind the gateway.
 //! * [`config`]: command line and configuration file, parsed once.
@@ -18,6 +19,7 @@ pub mod dns;
 pub mod engine;
 pub mod io;
 pub mod limits;
+pub mod listen;
 pub mod local;
 pub mod publish;
 pub mod session;

@@ -36,6 +36,9 @@ pub const MAX_DIALS: usize = 2048;
 /// DNS queries of one enclave that are not answered yet.
 pub const MAX_DNS_QUERIES: usize = 256;
 
+/// Connections of one enclave to the gateway's DNS over TCP: each may hold half a MiB of messages.
+pub const MAX_DNS_STREAMS: usize = 64;
+
 /// Packets of one enclave that are being put together from fragments: each holds up to 64 KiB.
 pub const MAX_REASSEMBLIES: usize = 64;
 
@@ -48,6 +51,12 @@ pub const MAX_SYN: usize = 1500;
 
 /// Enclaves on one host-netd: AWS runs at most four on an instance.
 pub const MAX_SESSIONS: usize = 16;
+
+/// Handshakes of one peer at a time; more connections of it are closed. An enclave needs one.
+pub const MAX_HANDSHAKES: usize = 8;
+
+/// A warning that a limit was reached is written once in this time.
+pub const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Messages from tokio to one data loop that wait: its senders wait when it is full.
 pub const COMMANDS: usize = 1024;

@@ -161,7 +161,7 @@ impl Engine {
         let (flow, is_new) = match self.table.get(&key) {
             Some(&flow) => (flow, false),
             None if self.flows.len() >= self.max_flows => {
-                self.counters.drop(DropReason::FlowLimit);
+                self.limit_reached(DropReason::FlowLimit, now);
                 self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, payload);
                 return Effect::None;
             }

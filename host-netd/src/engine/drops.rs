@@ -59,7 +59,7 @@ reasons! {
     FlowLimit = "flow_limit",
     /// `MAX_DIALS`.
     DialLimit = "dial_limit",
-    /// `MAX_DNS_QUERIES`.
+    /// `MAX_DNS_QUERIES` or `MAX_DNS_STREAMS`.
     DnsLimit = "dns_limit",
     /// The link's queue was full: a datagram or an error for the enclave.
     LinkFull = "link_full",

@@ -1,6 +1,4 @@
-//! One TCP flow: the enclave's connection, ended here.
-//!
-//! # Life cycle
+//! TCP flows: the enclave's connections, ended here.
 //!
 //! ```text
 //! outbound:  SYN --> Dialing --the real connect stands--> Open
@@ -10,224 +8,286 @@
 //!            other half stays open; ends when both are closed, or at a reset of either side
 //! ```
 //!
-//! A dialing flow is just its SYN. It is fed to a smoltcp stack only once the real connection
-//! stands, so the enclave's kernel sees a SYN-ACK then and not earlier, and a flow that is
-//! never answered costs no rings.
-//!
-//! smoltcp scans all sockets of an interface for every packet, so each flow has an interface and
-//! a socket of its own (about 1.3 KiB besides the rings). The interface's address is the flow's
-//! destination with prefix 0: everything is on its link and no routes are needed. The link loses
-//! nothing, so there is no congestion control, no delayed ACK and no Nagle; smoltcp has no
-//! timeouts for half-open states, [`ENCLAVE_HANDSHAKE`] and [`ENCLAVE_KEEPALIVE`] stand in.
+//! A dialing flow is just its SYN. It is fed to a smoltcp [`Stack`] only once the real connection
+//! stands, so the enclave's kernel sees a SYN-ACK then and not earlier, and a flow that is never
+//! answered costs no rings.
 
 use super::device::LinkDevice;
-use super::rings::FlowSocket;
-use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE};
-use netd_proto::packet::FlowKey;
-use smoltcp::iface::{Config, Interface, PollResult};
-use smoltcp::socket::tcp::{Socket, State};
-use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
-use std::fmt;
+use super::drops::DropReason;
+use super::effect::{DialError, DialTarget, Effect, Egress};
+use super::route::{DENIED, Route};
+use super::stack::{Stack, Standing};
+use super::{DNS_PORT, Engine, Entry, Flow, FlowId};
+use crate::limits::{MAX_DIALS, MAX_SYN};
+use netd_proto::packet::{FlowKey, Packet, Protocol, Transport};
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-/// The smoltcp end of an open flow.
-pub(super) struct Stack {
-    interface: Interface,
-    socket: FlowSocket,
-    opened: Instant,
-    /// The enclave's FIN was received: nothing more comes from it.
-    enclave_finished: bool,
-    /// The host side's FIN was passed on.
-    host_finished: bool,
-}
-
-/// Where an open flow stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// At least one half carries data or waits for its end.
-    Open,
-    /// Both halves ended in good order.
-    Finished,
-    /// The enclave reset it, or refused or ignored an inbound connection.
-    Reset,
-}
-
-impl fmt::Debug for Stack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stack")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
+impl Engine {
+    pub(super) fn handle_tcp<'p>(&mut self, packet: &Packet<'p>, now: Instant) -> Effect<'p> {
+        let (Transport::Tcp(tcp), Some(key)) = (packet.transport(), packet.flow_key()) else {
+            return Effect::None;
+        };
+        if let Some(&id) = self.table.get(&key) {
+            return self.handle_segment(id, packet, now);
+        }
+        if tcp.rst() {
+            return self.dropped(DropReason::UnknownFlow);
+        }
+        if !tcp.syn() || tcp.ack() {
+            self.reset(packet);
+            return self.dropped(DropReason::UnknownFlow);
+        }
+        let target = match self.router.route(Protocol::Tcp, key.dst, self.seconds(now)) {
+            Route::Host(to) => DialTarget::Host(to),
+            Route::Gateway if key.dst.port() == DNS_PORT => DialTarget::Dns,
+            Route::Gateway => {
+                self.reset(packet);
+                return Effect::None;
+            }
+            Route::Denied(reason) => {
+                self.refuse(packet, reason, DENIED);
+                return Effect::None;
+            }
+        };
+        let limit = if self.flows.len() >= self.max_flows {
+            Some(DropReason::FlowLimit)
+        } else if self.dialing >= MAX_DIALS {
+            Some(DropReason::DialLimit)
+        } else if packet.bytes().len() > MAX_SYN {
+            Some(DropReason::Malformed)
+        } else {
+            None
+        };
+        if let Some(reason) = limit {
+            self.reset(packet);
+            self.limit_reached(reason, now);
+            return Effect::None;
+        }
+        self.dialing += 1;
+        let id = self.insert(key, Flow::Dialing(packet.bytes().to_vec()));
+        Effect::Dial(id, target)
     }
-}
 
-impl Stack {
-    /// A stack that waits for the enclave's SYN of `key`.
-    pub(super) fn listen(
-        key: &FlowKey,
-        socket: FlowSocket,
-        device: &mut LinkDevice<'_>,
+    fn handle_segment<'p>(&mut self, id: FlowId, packet: &Packet<'p>, now: Instant) -> Effect<'p> {
+        let at = self.micros(now);
+        let entry = &mut self.flows[id.index()];
+        match &mut entry.flow {
+            Flow::Dialing(_) => {
+                // A repeated SYN waits like the first; a reset takes it back.
+                let Transport::Tcp(tcp) = packet.transport() else {
+                    return Effect::None;
+                };
+                if !tcp.rst() {
+                    return Effect::None;
+                }
+                self.remove(id);
+                Effect::Gone(id)
+            }
+            Flow::Tcp(stack) => {
+                let mut device = LinkDevice {
+                    received: Some(packet.bytes()),
+                    queue: &mut self.queue,
+                    features: self.features,
+                    mtu: self.router.mtu(),
+                    traffic: &mut self.counters.to_enclave,
+                };
+                stack.ingress(&mut device, at);
+                Effect::Turn(id)
+            }
+            Flow::Datagram(_) => unreachable!("a TCP key leads to a TCP flow"),
+        }
+    }
+
+    /// The dial of `id` succeeded: the enclave's SYN is answered with the flow's next
+    /// [`egress`](Self::egress). False when the flow is gone or there is no memory for it: the
+    /// host's socket is to be closed.
+    pub fn connected(&mut self, id: FlowId, now: Instant) -> bool {
+        let at = self.micros(now);
+        let seed = self.seed(id);
+        let Some(entry) = self.entry(id) else {
+            return false;
+        };
+        let Flow::Dialing(syn) = &mut entry.flow else {
+            return false;
+        };
+        let (syn, key) = (std::mem::take(syn), entry.key);
+        self.dialing -= 1;
+        let Some(socket) = self.rings.socket() else {
+            tracing::warn!("no memory for the rings of a flow: it is refused");
+            self.dialing += 1;
+            self.flows[id.index()].flow = Flow::Dialing(syn);
+            self.dial_failed(id, DialError::Refused);
+            return false;
+        };
+        let mut device = LinkDevice {
+            received: Some(&syn),
+            queue: &mut self.queue,
+            features: self.features,
+            mtu: self.router.mtu(),
+            traffic: &mut self.counters.to_enclave,
+        };
+        let mut stack = Stack::listen(&key, socket, &mut device, at, seed);
+        stack.ingress(&mut device, at);
+        self.flows[id.index()].flow = Flow::Tcp(Box::new(stack));
+        true
+    }
+
+    /// The dial of `id` failed: the enclave is told, and the flow is gone.
+    pub fn dial_failed(&mut self, id: FlowId, error: DialError) {
+        let Some(Entry {
+            flow: Flow::Dialing(syn),
+            ..
+        }) = self.entry(id)
+        else {
+            return;
+        };
+        let syn = std::mem::take(syn);
+        self.remove(id);
+        let Ok(packet) = Packet::parse(&syn) else {
+            return;
+        };
+        match error {
+            DialError::Refused => self.reset(&packet),
+            DialError::Icmp(error) => self.icmp_error(&packet, error),
+            DialError::Silent => {}
+        }
+    }
+
+    /// A client of a published port was accepted: opens a flow to the enclave's `port`.
+    ///
+    /// # Errors
+    /// The flow limit is reached, the client's address is not one the enclave could answer, or
+    /// another flow uses it. The client is to be reset.
+    pub fn accept(
+        &mut self,
+        client: SocketAddr,
+        port: u16,
         now: Instant,
-        seed: u64,
-    ) -> Stack {
-        let mut stack = Stack::new(key, socket, device, now, seed);
-        let listening = stack.socket.socket().listen(IpEndpoint::from(key.dst));
-        debug_assert_eq!(listening, Ok(()), "a fresh socket listens");
-        stack
+    ) -> Result<FlowId, DropReason> {
+        let outside = client.ip().to_canonical();
+        let seen = self.router.as_seen_by_enclave(outside);
+        let enclave = SocketAddr::new(self.router.enclave(seen), port);
+        let key = FlowKey {
+            protocol: Protocol::Tcp,
+            src: enclave,
+            dst: SocketAddr::new(seen, client.port()),
+        };
+        let reason = if self.flows.len() >= self.max_flows {
+            Some(DropReason::FlowLimit)
+        } else if self.table.contains_key(&key) || seen == enclave.ip() {
+            Some(DropReason::InboundCollision)
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            self.limit_reached(reason, now);
+            return Err(reason);
+        }
+        let Some(socket) = self.rings.socket() else {
+            self.limit_reached(DropReason::FlowLimit, now);
+            return Err(DropReason::FlowLimit);
+        };
+        let id = self.insert(key, Flow::Dialing(Vec::new()));
+        let (at, seed) = (self.micros(now), self.seed(id));
+        let mut device = self.device();
+        let stack = Stack::connect(&key, socket, &mut device, at, seed);
+        self.flows[id.index()].flow = Flow::Tcp(Box::new(stack));
+        Ok(id)
     }
 
-    /// A stack that connects to the enclave's `key.src`, coming from `key.dst`.
-    pub(super) fn connect(
-        key: &FlowKey,
-        socket: FlowSocket,
-        device: &mut LinkDevice<'_>,
-        now: Instant,
-        seed: u64,
-    ) -> Stack {
-        let mut stack = Stack::new(key, socket, device, now, seed);
-        let context = stack.interface.context();
-        let (remote, local) = (IpEndpoint::from(key.src), IpEndpoint::from(key.dst));
-        let connecting = stack.socket.socket().connect(context, remote, local);
-        debug_assert_eq!(connecting, Ok(()), "a fresh socket connects");
-        stack
-    }
-
-    fn new(
-        key: &FlowKey,
-        mut socket: FlowSocket,
-        device: &mut LinkDevice<'_>,
-        now: Instant,
-        seed: u64,
-    ) -> Stack {
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = seed;
-        let mut interface = Interface::new(config, device, now);
-        interface.update_ip_addrs(|addresses| {
-            // NOTE: the vector holds two.
-            let _ = addresses.push(IpCidr::new(key.dst.ip().into(), 0));
-        });
-        let tcp = socket.socket();
-        tcp.set_nagle_enabled(false);
-        tcp.set_ack_delay(None);
-        tcp.set_keep_alive(Some(ENCLAVE_KEEPALIVE.into()));
-        Stack {
-            interface,
-            socket,
-            opened: now,
-            enclave_finished: false,
-            host_finished: false,
+    /// An open TCP flow.
+    pub fn tcp(&mut self, id: FlowId) -> Option<TcpFlow<'_>> {
+        match self.entry(id)? {
+            Entry {
+                flow: Flow::Tcp(stack),
+                ..
+            } => Some(TcpFlow(stack)),
+            _ => None,
         }
     }
 
-    /// Gives the rings back.
-    pub(super) fn into_socket(self) -> FlowSocket {
-        self.socket
-    }
-
-    fn tcp(&mut self) -> &mut Socket<'static> {
-        self.socket.socket()
-    }
-
-    fn state(&self) -> State {
-        self.socket.socket_ref().state()
-    }
-
-    /// Takes the packet in `device`.
-    pub(super) fn ingress(&mut self, device: &mut LinkDevice<'_>, now: Instant) {
-        self.interface
-            .poll_ingress_single(now, device, self.socket.set());
-        if matches!(
-            self.state(),
-            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
-        ) {
-            self.enclave_finished = true;
+    /// Sends what a TCP flow has to send, up to `quantum` bytes and the link's bound.
+    pub fn egress(&mut self, id: FlowId, quantum: usize, now: Instant) -> Egress {
+        let at = self.micros(now);
+        let Some(entry) = self.flows.get_mut(id.index()) else {
+            return Egress::Done;
+        };
+        let Flow::Tcp(stack) = &mut entry.flow else {
+            return Egress::Done;
+        };
+        if entry.generation != id.generation {
+            return Egress::Done;
         }
-    }
-
-    /// Sends one segment if there is one to send and the link has room.
-    pub(super) fn egress(&mut self, device: &mut LinkDevice<'_>, now: Instant) -> bool {
-        self.interface.poll_egress(now, device, self.socket.set()) == PollResult::SocketStateChanged
-    }
-
-    /// When it wants its next turn though nothing comes. Not meaningful while the link is full.
-    pub(super) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
-        let at = self.interface.poll_at(now, self.socket.set_ref());
-        let handshake = self.handshake_end();
-        match (at, handshake) {
-            (Some(at), Some(end)) => Some(at.min(end)),
-            (at, end) => at.or(end),
+        let begun = self.queue.len();
+        loop {
+            if !self.queue.has_room() {
+                return Egress::LinkFull;
+            }
+            let mut device = LinkDevice {
+                received: None,
+                queue: &mut self.queue,
+                features: self.features,
+                mtu: self.router.mtu(),
+                traffic: &mut self.counters.to_enclave,
+            };
+            if !stack.egress(&mut device, at) {
+                break;
+            }
+            if self.queue.len() - begun >= quantum {
+                return Egress::More;
+            }
         }
-    }
-
-    fn handshake_end(&self) -> Option<Instant> {
-        matches!(self.state(), State::SynSent | State::SynReceived)
-            .then(|| self.opened + Duration::from(ENCLAVE_HANDSHAKE))
-    }
-
-    /// Resets a connection whose handshake the enclave does not complete.
-    pub(super) fn expire(&mut self, now: Instant) {
-        if self.handshake_end().is_some_and(|end| end <= now) {
-            self.tcp().abort();
-        }
-    }
-
-    /// Lends the next bytes from the enclave; `take` tells how many it took. `None` if there are
-    /// none now.
-    pub(super) fn receive<R>(&mut self, take: impl FnOnce(&[u8]) -> (usize, R)) -> Option<R> {
-        let tcp = self.tcp();
-        if !tcp.can_recv() {
-            return None;
-        }
-        tcp.recv(|bytes| take(bytes)).ok()
-    }
-
-    /// Lends room for bytes to the enclave; `fill` tells how many it wrote. `None` if there is no
-    /// room now.
-    pub(super) fn send<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
-        let tcp = self.tcp();
-        if !tcp.can_send() {
-            return None;
-        }
-        tcp.send(fill).ok()
-    }
-
-    /// Whether bytes to the enclave would be taken.
-    pub(super) fn can_send(&self) -> bool {
-        self.socket.socket_ref().can_send()
-    }
-
-    /// Whether everything that the enclave sent was received, up to its FIN.
-    pub(super) fn enclave_finished(&self) -> bool {
-        self.enclave_finished && self.socket.socket_ref().recv_queue() == 0
-    }
-
-    /// The host side will send nothing more.
-    pub(super) fn finish(&mut self) {
-        self.host_finished = true;
-        self.tcp().close();
-    }
-
-    /// Resets the enclave's connection; the RST goes out with the next egress.
-    pub(super) fn abort(&mut self) {
-        self.tcp().abort();
-    }
-
-    pub(super) fn standing(&self) -> Standing {
-        match self.state() {
-            State::TimeWait => Standing::Finished,
-            State::Closed if self.enclave_finished && self.host_finished => Standing::Finished,
-            // A reset in SYN-RECEIVED sends a listening socket back to LISTEN.
-            State::Closed | State::Listen => Standing::Reset,
-            _ => Standing::Open,
-        }
+        let poll_at = stack.poll_at(at).map(|at| self.epoch + micros(at));
+        entry.deadline.set(poll_at);
+        self.timers.arm(id, &mut entry.deadline);
+        Egress::Done
     }
 }
 
-/// The client's address of an inbound connection, as the enclave sees it.
-pub(super) fn inbound_key(enclave: SocketAddr, client: SocketAddr) -> FlowKey {
-    FlowKey {
-        protocol: netd_proto::packet::Protocol::Tcp,
-        src: enclave,
-        dst: client,
+fn micros(at: smoltcp::time::Instant) -> Duration {
+    Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0))
+}
+
+/// An open TCP flow: bytes from and to the enclave.
+#[derive(Debug)]
+pub struct TcpFlow<'a>(&'a mut Stack);
+
+impl TcpFlow<'_> {
+    /// Lends the next bytes from the enclave; `take` tells how many it took, and anything else.
+    /// `None` if there are none now.
+    pub fn receive<R>(&mut self, take: impl FnOnce(&[u8]) -> (usize, R)) -> Option<R> {
+        self.0.receive(take)
+    }
+
+    /// Lends room for bytes to the enclave; `fill` tells how many it wrote, and anything else.
+    /// `None` if there is no room now.
+    pub fn send<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+        self.0.send(fill)
+    }
+
+    /// Whether there is room for bytes to the enclave.
+    pub fn can_send(&self) -> bool {
+        self.0.can_send()
+    }
+
+    /// Whether everything the enclave sent was taken, and it sends nothing more.
+    pub fn enclave_finished(&self) -> bool {
+        self.0.enclave_finished()
+    }
+
+    /// The host side sends nothing more: FIN, behind what was sent.
+    pub fn finish(&mut self) {
+        self.0.finish();
+    }
+
+    /// RST with the next [`Engine::egress`].
+    pub fn abort(&mut self) {
+        self.0.abort();
+    }
+
+    /// Where the flow stands.
+    pub fn standing(&self) -> Standing {
+        self.0.standing()
     }
 }

@@ -1,6 +1,7 @@
 //! The engine against an enclave whose packets are written by hand.
 #![allow(clippy::unwrap_used)]
 
+use super::datagram::DatagramKind;
 use super::route::tests::hello;
 use super::*;
 use crate::limits::{ENCLAVE_HANDSHAKE, RECEIVE_RING, UDP_IDLE, UDP_IDLE_ANSWERED};
@@ -8,7 +9,7 @@ use etherparse::PacketBuilder;
 use netd_proto::frame::Decoder;
 use netd_proto::policy::Rule;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -41,13 +42,17 @@ struct Segment {
 impl Sent {
     fn packet(&self) -> Packet<'_> {
         let packet = Packet::parse(&self.bytes).expect("the engine sends valid packets");
-        self.vnet.check(&packet).expect("with valid offload headers");
+        self.vnet
+            .check(&packet)
+            .expect("with valid offload headers");
         packet
     }
 
     fn segment(&self) -> Segment {
         let packet = self.packet();
-        let Transport::Tcp(tcp) = packet.transport() else { panic!("not TCP: {packet:?}") };
+        let Transport::Tcp(tcp) = packet.transport() else {
+            panic!("not TCP: {packet:?}")
+        };
         Segment {
             flags: tcp.header_slice()[13] & 0x17,
             seq: tcp.sequence_number(),
@@ -86,7 +91,7 @@ impl Bed {
     fn send(&mut self, packet: &[u8]) -> Effect<'static> {
         let mut frame = VnetHeader::NONE.encode().to_vec();
         frame.extend(packet);
-        into_owned(self.engine.handle_packet(&frame, self.now))
+        self.engine.handle_packet(&frame, self.now).into_owned()
     }
 
     fn dial(&mut self, packet: &[u8]) -> FlowId {
@@ -107,7 +112,10 @@ impl Bed {
         let mut sent = Vec::new();
         while let Some(frame) = decoder.next().expect("own frames") {
             let (vnet, bytes) = VnetHeader::split(frame.payload).expect("has a header");
-            sent.push(Sent { vnet, bytes: bytes.to_vec() });
+            sent.push(Sent {
+                vnet,
+                bytes: bytes.to_vec(),
+            });
         }
         sent
     }
@@ -184,15 +192,21 @@ fn udp(src: &str, dst: &str, payload: &[u8]) -> Vec<u8> {
 fn ping(src: &str, dst: &str, payload: usize) -> Vec<u8> {
     let (src, dst): (IpAddr, IpAddr) = (src.parse().unwrap(), dst.parse().unwrap());
     let mut bytes = vec![7; build::echo_headroom(src.is_ipv6()) + payload];
-    let header = build::EchoHeader { request: true, identifier: 9, sequence: 3 };
+    let header = build::EchoHeader {
+        request: true,
+        identifier: 9,
+        sequence: 3,
+    };
     build::echo(&mut bytes, src, dst, 64, header, payload);
     bytes
 }
 
 const ENCLAVE: &str = "100.64.0.2:40000";
 const SERVER: &str = "192.0.2.1:443";
-const BOTH: [(&str, &str); 2] =
-    [(ENCLAVE, SERVER), ("[fd00:6e65:7464::2]:40000", "[2001:db8::1]:443")];
+const BOTH: [(&str, &str); 2] = [
+    (ENCLAVE, SERVER),
+    ("[fd00:6e65:7464::2]:40000", "[2001:db8::1]:443"),
+];
 
 impl Connection {
     fn open(bed: &mut Bed) -> Connection {
@@ -201,7 +215,12 @@ impl Connection {
         let syn_ack = bed.egress(id).remove(0).segment();
         assert_eq!((syn_ack.flags, syn_ack.ack), (SYN | ACK, 1000));
         let edge = 1000 + u32::from(syn_ack.window);
-        let mut connection = Connection { id, seq: 1000, ack: syn_ack.seq + 1, edge };
+        let mut connection = Connection {
+            id,
+            seq: 1000,
+            ack: syn_ack.seq + 1,
+            edge,
+        };
         connection.send(bed, ACK, &[]);
         connection
     }
@@ -211,7 +230,10 @@ impl Connection {
         let packet = tcp(ENCLAVE, SERVER, flags, self.seq, self.ack, payload);
         self.seq += u32::try_from(payload.len()).unwrap() + u32::from(flags & FIN);
         let effect = bed.send(&packet);
-        assert!(matches!(effect, Effect::Turn(id) if id == self.id), "{effect:?}");
+        assert!(
+            matches!(effect, Effect::Turn(id) if id == self.id),
+            "{effect:?}"
+        );
         self.replies(bed)
     }
 
@@ -236,7 +258,10 @@ fn a_syn_is_answered_only_when_the_real_connection_stands() {
         let mut bed = Bed::new();
         let syn = tcp(enclave, server, SYN, 999, 0, &[]);
         let id = bed.dial(&syn);
-        assert!(matches!(bed.send(&syn), Effect::None), "a repeated SYN is the same flow");
+        assert!(
+            matches!(bed.send(&syn), Effect::None),
+            "a repeated SYN is the same flow"
+        );
         assert!(bed.sent().is_empty());
         assert_eq!(bed.engine.flow_count(), 1);
 
@@ -244,7 +269,10 @@ fn a_syn_is_answered_only_when_the_real_connection_stands() {
 
         let syn_ack = bed.egress(id).remove(0);
         assert_eq!(syn_ack.segment().flags, SYN | ACK);
-        assert_eq!(syn_ack.packet().src(), server.parse::<SocketAddr>().unwrap().ip());
+        assert_eq!(
+            syn_ack.packet().src(),
+            server.parse::<SocketAddr>().unwrap().ip()
+        );
     }
 }
 
@@ -284,7 +312,10 @@ fn a_connect_given_up_by_the_enclave_is_given_up_outside() {
     let id = bed.dial(&tcp(ENCLAVE, SERVER, SYN, 999, 0, &[]));
     let effect = bed.send(&tcp(ENCLAVE, SERVER, RST, 1000, 0, &[]));
     assert!(matches!(effect, Effect::Gone(gone) if gone == id));
-    assert!(!bed.engine.connected(id, bed.now), "a late answer finds nothing");
+    assert!(
+        !bed.engine.connected(id, bed.now),
+        "a late answer finds nothing"
+    );
     assert_eq!(bed.engine.flow_count(), 0);
 }
 
@@ -316,14 +347,24 @@ fn a_half_closed_flow_goes_on_and_ends_when_both_halves_have() {
         space[..5].copy_from_slice(b"later");
         (5, ())
     };
-    bed.engine.tcp(connection.id).unwrap().send(answer).expect("the other half is open");
+    bed.engine
+        .tcp(connection.id)
+        .unwrap()
+        .send(answer)
+        .expect("the other half is open");
     bed.engine.tcp(connection.id).unwrap().finish();
     let replies = connection.replies(&mut bed);
-    assert!(replies.iter().any(|r| r.flags & FIN != 0 && r.payload == 5), "{replies:?}");
+    assert!(
+        replies.iter().any(|r| r.flags & FIN != 0 && r.payload == 5),
+        "{replies:?}"
+    );
 
     connection.ack += 6;
     connection.send(&mut bed, ACK, &[]);
-    assert_eq!(bed.engine.tcp(connection.id).unwrap().standing(), Standing::Finished);
+    assert_eq!(
+        bed.engine.tcp(connection.id).unwrap().standing(),
+        Standing::Finished
+    );
 }
 
 #[test]
@@ -331,7 +372,10 @@ fn resets_travel_both_ways() {
     let mut bed = Bed::new();
     let mut connection = Connection::open(&mut bed);
     connection.send(&mut bed, RST, &[]);
-    assert_eq!(bed.engine.tcp(connection.id).unwrap().standing(), Standing::Reset);
+    assert_eq!(
+        bed.engine.tcp(connection.id).unwrap().standing(),
+        Standing::Reset
+    );
 
     let mut bed = Bed::new();
     let connection = Connection::open(&mut bed);
@@ -353,20 +397,34 @@ fn every_byte_up_to_the_promised_edge_is_taken() {
         let size = (connection.edge - connection.seq).min(60_000);
         let replies = connection.send(&mut bed, ACK, &vec![0; size as usize]);
         let acked = replies.last().map(|reply| reply.ack);
-        assert_eq!(acked, Some(connection.seq), "bytes inside the promised window were cut off");
+        assert_eq!(
+            acked,
+            Some(connection.seq),
+            "bytes inside the promised window were cut off"
+        );
     }
-    assert!(connection.seq - 1000 > u32::try_from(RECEIVE_RING).unwrap() - 32, "the ring is full");
+    assert!(
+        connection.seq - 1000 > u32::try_from(RECEIVE_RING).unwrap() - 32,
+        "the ring is full"
+    );
 
     // With a full ring, acknowledgements must still be understood: an echo server that waits for
     // room to write would otherwise never read again.
     let fill = |space: &mut [u8]| (1000.min(space.len()), ());
-    bed.engine.tcp(connection.id).unwrap().send(fill).expect("room");
+    bed.engine
+        .tcp(connection.id)
+        .unwrap()
+        .send(fill)
+        .expect("room");
     connection.replies(&mut bed);
     connection.ack += 1000;
     connection.send(&mut bed, ACK, &[]);
     bed.engine.tcp(connection.id).unwrap().finish();
     let fin = connection.replies(&mut bed);
-    assert!(fin.iter().any(|r| r.flags & FIN != 0 && r.payload == 0), "{fin:?}: ACK not taken");
+    assert!(
+        fin.iter().any(|r| r.flags & FIN != 0 && r.payload == 0),
+        "{fin:?}: ACK not taken"
+    );
 }
 
 proptest! {
@@ -401,7 +459,11 @@ fn an_enclave_without_offload_gets_whole_checksums_and_short_segments() {
         let mut bed = Bed::with(features, &[]);
         let mut connection = Connection::open(&mut bed);
         let fill = |space: &mut [u8]| (space.len(), ());
-        bed.engine.tcp(connection.id).unwrap().send(fill).expect("room");
+        bed.engine
+            .tcp(connection.id)
+            .unwrap()
+            .send(fill)
+            .expect("room");
         // The SYN's window is not scaled: open the real one.
         connection.send(&mut bed, ACK, &[]);
         let sent = bed.egress(connection.id);
@@ -411,7 +473,10 @@ fn an_enclave_without_offload_gets_whole_checksums_and_short_segments() {
         }
         bed.engine.tcp(connection.id).unwrap().send(fill);
         let replies = connection.replies(&mut bed);
-        let most = sent.iter().map(|s| s.bytes.len()).chain(replies.iter().map(|r| r.payload + 40));
+        let most = sent
+            .iter()
+            .map(|s| s.bytes.len())
+            .chain(replies.iter().map(|r| r.payload + 40));
         assert!(most.max().unwrap_or(0) <= longest);
     }
 }
@@ -426,7 +491,10 @@ fn an_inbound_client_is_seen_by_its_own_address_and_the_parents_loopback_by_its_
         ("[::ffff:198.51.100.9]:5000", "198.51.100.9"),
     ] {
         let mut bed = Bed::new();
-        let id = bed.engine.accept(client.parse().unwrap(), 8080, bed.now).expect("room");
+        let id = bed
+            .engine
+            .accept(client.parse().unwrap(), 8080, bed.now)
+            .expect("room");
         let syn = bed.egress(id).remove(0);
         assert_eq!(syn.segment().flags, SYN);
         let key = syn.packet().flow_key().unwrap();
@@ -441,7 +509,10 @@ fn an_inbound_client_is_seen_by_its_own_address_and_the_parents_loopback_by_its_
 #[test]
 fn an_enclave_that_does_not_answer_an_inbound_client_loses_it() {
     let mut bed = Bed::new();
-    let id = bed.engine.accept("198.51.100.9:5000".parse().unwrap(), 8080, bed.now).expect("room");
+    let id = bed
+        .engine
+        .accept("198.51.100.9:5000".parse().unwrap(), 8080, bed.now)
+        .expect("room");
     bed.egress(id);
     bed.pass(ENCLAVE_HANDSHAKE);
     while let Some(effect) = bed.engine.expired(bed.now) {
@@ -455,13 +526,22 @@ fn an_enclave_that_does_not_answer_an_inbound_client_loses_it() {
 fn limits_are_answered_and_counted() {
     let mut bed = Bed::new();
     for port in 0..FLOWS {
-        bed.dial(&tcp(&format!("100.64.0.2:{}", 1000 + port), SERVER, SYN, 9, 0, &[]));
+        bed.dial(&tcp(
+            &format!("100.64.0.2:{}", 1000 + port),
+            SERVER,
+            SYN,
+            9,
+            0,
+            &[],
+        ));
     }
     bed.send(&tcp(ENCLAVE, SERVER, SYN, 9, 0, &[]));
     assert_eq!(bed.one().segment().flags, RST | ACK);
     bed.send(&udp(ENCLAVE, SERVER, b"x"));
     assert_eq!(bed.one().icmp(), (3, 13));
-    let inbound = bed.engine.accept("198.51.100.9:5000".parse().unwrap(), 80, bed.now);
+    let inbound = bed
+        .engine
+        .accept("198.51.100.9:5000".parse().unwrap(), 80, bed.now);
     assert_eq!(inbound, Err(DropReason::FlowLimit));
     assert_eq!(bed.drops(DropReason::FlowLimit), 3);
 }
@@ -475,9 +555,11 @@ fn the_policy_refuses_with_icmp_and_counts_why() {
     assert_eq!(bed.one().icmp(), (1, 1));
     bed.send(&ping("100.64.0.2", "198.51.100.7", 8));
     assert_eq!(bed.one().icmp(), (3, 13));
-    for reason in
-        [DropReason::DeniedByRule, DropReason::DeniedLinkLocal, DropReason::DeniedOwnAddress]
-    {
+    for reason in [
+        DropReason::DeniedByRule,
+        DropReason::DeniedLinkLocal,
+        DropReason::DeniedOwnAddress,
+    ] {
         assert_eq!(bed.drops(reason), 1, "{reason:?}");
     }
     assert_eq!(bed.engine.flow_count(), 0);
@@ -489,7 +571,12 @@ fn names_in_rules_follow_dns() {
     let syn = tcp(ENCLAVE, SERVER, SYN, 9, 0, &[]);
     assert!(matches!(bed.send(&syn), Effect::None));
     let address = [IpAddr::from(Ipv4Addr::new(192, 0, 2, 1))];
-    bed.engine.learn("kms.example.com", &address, Duration::from_secs(60), bed.now);
+    bed.engine.learn(
+        "kms.example.com",
+        &address,
+        Duration::from_secs(60),
+        bed.now,
+    );
     bed.dial(&syn);
 }
 
@@ -509,12 +596,16 @@ fn one_port_is_one_mapping_whatever_the_destination() {
     assert!(first.is_new && !second.is_new && other.is_new);
     assert_eq!(first.flow, second.flow);
     assert_ne!(first.flow, other.flow);
-    assert_eq!((&*second.payload, second.to), (&b"two"[..], "192.0.2.2:54".parse().unwrap()));
+    assert_eq!(
+        (&*second.payload, second.to),
+        (&b"two"[..], "192.0.2.2:54".parse().unwrap())
+    );
 }
 
 fn receive(bed: &mut Bed, id: FlowId, from: &str, payload: &[u8]) -> Option<Sent> {
     bed.engine.datagram_space(id)?[..payload.len()].copy_from_slice(payload);
-    bed.engine.commit_datagram(id, from.parse().unwrap(), payload.len(), None, bed.now);
+    bed.engine
+        .commit_datagram(id, from.parse().unwrap(), payload.len(), None, bed.now);
     bed.sent().pop()
 }
 
@@ -527,11 +618,17 @@ fn a_mapping_ends_when_idle_later_if_it_was_answered_and_never_if_published() {
     };
     let mut bed = Bed::new();
     let id = datagram(bed.send(&udp(ENCLAVE, SERVER, b"one"))).flow;
-    let published = bed.engine.publish_udp(53, Ipv4Addr::LOCALHOST.into()).expect("free");
+    let published = bed
+        .engine
+        .publish_udp(53, Ipv4Addr::LOCALHOST.into())
+        .expect("free");
     bed.pass(UDP_IDLE - Duration::from_secs(1));
     assert_eq!(gone(&mut bed), None);
     let reply = receive(&mut bed, id, "127.0.0.1:7", b"answer").expect("passed on");
-    assert_eq!(reply.packet().src(), IpAddr::from(Ipv4Addr::new(100, 64, 0, 3)));
+    assert_eq!(
+        reply.packet().src(),
+        IpAddr::from(Ipv4Addr::new(100, 64, 0, 3))
+    );
 
     bed.pass(UDP_IDLE_ANSWERED - Duration::from_secs(1));
     assert_eq!(gone(&mut bed), None);
@@ -570,14 +667,17 @@ fn a_datagram_in_parts_is_put_together_and_may_be_cut_again() {
 
 #[test]
 fn the_gateway_answers_pings_and_asks_for_dns_only() {
-    for (enclave, gateway) in
-        [("100.64.0.2", "100.64.0.1"), ("fd00:6e65:7464::2", "fd00:6e65:7464::1")]
-    {
+    for (enclave, gateway) in [
+        ("100.64.0.2", "100.64.0.1"),
+        ("fd00:6e65:7464::2", "fd00:6e65:7464::1"),
+    ] {
         let mut bed = Bed::new();
         bed.send(&ping(enclave, gateway, 1400));
         let reply = bed.one();
         let packet = reply.packet();
-        let Transport::Echo(echo) = packet.transport() else { panic!("{packet:?}") };
+        let Transport::Echo(echo) = packet.transport() else {
+            panic!("{packet:?}")
+        };
         assert!(!echo.request && echo.payload == [7; 1400]);
 
         let source = SocketAddr::new(enclave.parse().unwrap(), 999).to_string();
@@ -585,7 +685,11 @@ fn the_gateway_answers_pings_and_asks_for_dns_only() {
         let dns = bed.send(&udp(&source, &port(53), b"query"));
         assert!(matches!(dns, Effect::Dns { query, .. } if &*query == b"query"));
         bed.send(&udp(&source, &port(54), b"x"));
-        let unreachable = if enclave.contains(':') { (1, 4) } else { (3, 3) };
+        let unreachable = if enclave.contains(':') {
+            (1, 4)
+        } else {
+            (3, 3)
+        };
         assert_eq!(bed.one().icmp(), unreachable);
         bed.send(&tcp(&source, &port(80), SYN, 1, 0, &[]));
         assert_eq!(bed.one().segment().flags, RST | ACK);
@@ -598,13 +702,26 @@ fn the_gateway_answers_pings_and_asks_for_dns_only() {
 fn an_echo_reply_carries_the_enclaves_identifier() {
     let mut bed = Bed::new();
     let outgoing = datagram(bed.send(&ping("100.64.0.2", "192.0.2.1", 8)));
-    assert_eq!((outgoing.kind, outgoing.sequence, outgoing.hop_limit), (DatagramKind::Echo, 3, 63));
+    assert_eq!(
+        (outgoing.kind, outgoing.sequence, outgoing.hop_limit),
+        (DatagramKind::Echo, 3, 63)
+    );
     // As the kernel hands it over: with an identifier of its own.
-    let reply = receive(&mut bed, outgoing.flow, "192.0.2.1:0", &[0, 0, 0, 0, 1, 2, 0, 3, 7, 7]);
+    let reply = receive(
+        &mut bed,
+        outgoing.flow,
+        "192.0.2.1:0",
+        &[0, 0, 0, 0, 1, 2, 0, 3, 7, 7],
+    );
     let reply = reply.expect("passed on");
     let packet = reply.packet();
-    let Transport::Echo(echo) = packet.transport() else { panic!("{packet:?}") };
-    assert_eq!((echo.identifier, echo.sequence, echo.payload), (9, 3, &[7, 7][..]));
+    let Transport::Echo(echo) = packet.transport() else {
+        panic!("{packet:?}")
+    };
+    assert_eq!(
+        (echo.identifier, echo.sequence, echo.payload),
+        (9, 3, &[7, 7][..])
+    );
 }
 
 #[test]
@@ -627,7 +744,11 @@ fn what_is_forged_or_broken_is_dropped_and_counted() {
     let mut wrong_sum = udp(ENCLAVE, SERVER, b"x");
     *wrong_sum.last_mut().unwrap() ^= 1;
     bed.send(&wrong_sum);
-    for reason in [DropReason::Spoofed, DropReason::Malformed, DropReason::Offload] {
+    for reason in [
+        DropReason::Spoofed,
+        DropReason::Malformed,
+        DropReason::Offload,
+    ] {
         assert_eq!(bed.drops(reason), 1, "{reason:?}");
     }
     assert!(bed.sent().is_empty());
@@ -678,8 +799,15 @@ fn a_full_link_stops_egress_and_loses_nothing() {
         bed.engine.queue().commit_packet(length);
     }
     let fill = |space: &mut [u8]| (100.min(space.len()), ());
-    bed.engine.tcp(connection.id).unwrap().send(fill).expect("room");
-    assert_eq!(bed.engine.egress(connection.id, usize::MAX, bed.now), Egress::LinkFull);
+    bed.engine
+        .tcp(connection.id)
+        .unwrap()
+        .send(fill)
+        .expect("room");
+    assert_eq!(
+        bed.engine.egress(connection.id, usize::MAX, bed.now),
+        Egress::LinkFull
+    );
 
     bed.engine.queue().clear();
     let sent = bed.egress(connection.id);
@@ -688,7 +816,9 @@ fn a_full_link_stops_egress_and_loses_nothing() {
 
 #[test]
 fn a_flow_id_survives_its_way_through_a_token() {
-    let id = FlowId { index: 7, generation: u32::MAX };
+    let id = FlowId {
+        index: 7,
+        generation: u32::MAX,
+    };
     assert_eq!(FlowId::from_bits(id.to_bits()), id);
-    
 }

@@ -6,7 +6,9 @@ mod errors;
 mod flow;
 mod link;
 mod options;
+mod work;
 
-pub use data::{Command, DataLoop, Handle, Services};
+pub use data::DataLoop;
 pub use link::LinkStream;
 pub use options::{ping_sockets_permitted, set_raw, udp_socket};
+pub use work::{Command, Handle, Services};

@@ -1,0 +1,209 @@
+//! The smoltcp end of one TCP flow.
+//!
+//! smoltcp scans all sockets of an interface for every packet, so each flow has an interface and
+//! a socket of its own (about 1.3 KiB besides the rings). The interface's address is the flow's
+//! destination with prefix 0: everything is on its link and no routes are needed. The link loses
+//! nothing, so there is no congestion control, no delayed ACK and no Nagle; smoltcp has no
+//! timeouts for half-open states, [`ENCLAVE_HANDSHAKE`] and [`ENCLAVE_KEEPALIVE`] stand in.
+
+use super::device::LinkDevice;
+use super::rings::FlowSocket;
+use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE};
+use netd_proto::packet::FlowKey;
+use smoltcp::iface::{Config, Interface, PollResult};
+use smoltcp::socket::tcp::{Socket, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
+use std::fmt;
+
+/// The smoltcp end of an open flow.
+pub(super) struct Stack {
+    interface: Interface,
+    socket: FlowSocket,
+    opened: Instant,
+    /// The enclave's FIN was received: nothing more comes from it.
+    enclave_finished: bool,
+    /// The host side's FIN was passed on.
+    host_finished: bool,
+}
+
+/// Where an open flow stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// At least one half carries data or waits for its end.
+    Open,
+    /// Both halves ended in good order.
+    Finished,
+    /// The enclave reset it, or refused or ignored an inbound connection.
+    Reset,
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stack")
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Stack {
+    /// A stack that waits for the enclave's SYN of `key`.
+    pub(super) fn listen(
+        key: &FlowKey,
+        socket: FlowSocket,
+        device: &mut LinkDevice<'_>,
+        now: Instant,
+        seed: u64,
+    ) -> Stack {
+        let mut stack = Stack::new(key, socket, device, now, seed);
+        let listening = stack.socket.socket().listen(IpEndpoint::from(key.dst));
+        debug_assert_eq!(listening, Ok(()), "a fresh socket listens");
+        stack
+    }
+
+    /// A stack that connects to the enclave's `key.src`, coming from `key.dst`.
+    pub(super) fn connect(
+        key: &FlowKey,
+        socket: FlowSocket,
+        device: &mut LinkDevice<'_>,
+        now: Instant,
+        seed: u64,
+    ) -> Stack {
+        let mut stack = Stack::new(key, socket, device, now, seed);
+        let context = stack.interface.context();
+        let (remote, local) = (IpEndpoint::from(key.src), IpEndpoint::from(key.dst));
+        let connecting = stack.socket.socket().connect(context, remote, local);
+        debug_assert_eq!(connecting, Ok(()), "a fresh socket connects");
+        stack
+    }
+
+    fn new(
+        key: &FlowKey,
+        mut socket: FlowSocket,
+        device: &mut LinkDevice<'_>,
+        now: Instant,
+        seed: u64,
+    ) -> Stack {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, device, now);
+        interface.update_ip_addrs(|addresses| {
+            // NOTE: the vector holds two.
+            let _ = addresses.push(IpCidr::new(key.dst.ip().into(), 0));
+        });
+        let tcp = socket.socket();
+        tcp.set_nagle_enabled(false);
+        tcp.set_ack_delay(None);
+        tcp.set_keep_alive(Some(ENCLAVE_KEEPALIVE.into()));
+        Stack {
+            interface,
+            socket,
+            opened: now,
+            enclave_finished: false,
+            host_finished: false,
+        }
+    }
+
+    /// Gives the rings back.
+    pub(super) fn into_socket(self) -> FlowSocket {
+        self.socket
+    }
+
+    fn tcp(&mut self) -> &mut Socket<'static> {
+        self.socket.socket()
+    }
+
+    fn state(&self) -> State {
+        self.socket.socket_ref().state()
+    }
+
+    /// Takes the packet in `device`.
+    pub(super) fn ingress(&mut self, device: &mut LinkDevice<'_>, now: Instant) {
+        self.interface
+            .poll_ingress_single(now, device, self.socket.set());
+        if matches!(
+            self.state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+        ) {
+            self.enclave_finished = true;
+        }
+    }
+
+    /// Sends one segment if there is one to send and the link has room.
+    pub(super) fn egress(&mut self, device: &mut LinkDevice<'_>, now: Instant) -> bool {
+        self.interface.poll_egress(now, device, self.socket.set()) == PollResult::SocketStateChanged
+    }
+
+    /// When it wants its next turn though nothing comes. Not meaningful while the link is full.
+    pub(super) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+        let at = self.interface.poll_at(now, self.socket.set_ref());
+        let handshake = self.handshake_end();
+        match (at, handshake) {
+            (Some(at), Some(end)) => Some(at.min(end)),
+            (at, end) => at.or(end),
+        }
+    }
+
+    fn handshake_end(&self) -> Option<Instant> {
+        matches!(self.state(), State::SynSent | State::SynReceived)
+            .then(|| self.opened + Duration::from(ENCLAVE_HANDSHAKE))
+    }
+
+    /// Resets a connection whose handshake the enclave does not complete.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if self.handshake_end().is_some_and(|end| end <= now) {
+            self.tcp().abort();
+        }
+    }
+
+    /// Lends the next bytes from the enclave; `take` tells how many it took. `None` if there are
+    /// none now.
+    pub(super) fn receive<R>(&mut self, take: impl FnOnce(&[u8]) -> (usize, R)) -> Option<R> {
+        let tcp = self.tcp();
+        if !tcp.can_recv() {
+            return None;
+        }
+        tcp.recv(|bytes| take(bytes)).ok()
+    }
+
+    /// Lends room for bytes to the enclave; `fill` tells how many it wrote. `None` if there is no
+    /// room now.
+    pub(super) fn send<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+        let tcp = self.tcp();
+        if !tcp.can_send() {
+            return None;
+        }
+        tcp.send(fill).ok()
+    }
+
+    /// Whether bytes to the enclave would be taken.
+    pub(super) fn can_send(&self) -> bool {
+        self.socket.socket_ref().can_send()
+    }
+
+    /// Whether everything that the enclave sent was received, up to its FIN.
+    pub(super) fn enclave_finished(&self) -> bool {
+        self.enclave_finished && self.socket.socket_ref().recv_queue() == 0
+    }
+
+    /// The host side will send nothing more.
+    pub(super) fn finish(&mut self) {
+        self.host_finished = true;
+        self.tcp().close();
+    }
+
+    /// Resets the enclave's connection; the RST goes out with the next egress.
+    pub(super) fn abort(&mut self) {
+        self.tcp().abort();
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        match self.state() {
+            State::TimeWait => Standing::Finished,
+            State::Closed if self.enclave_finished && self.host_finished => Standing::Finished,
+            // A reset in SYN-RECEIVED sends a listening socket back to LISTEN.
+            State::Closed | State::Listen => Standing::Reset,
+            _ => Standing::Open,
+        }
+    }
+}
