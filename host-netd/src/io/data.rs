@@ -10,7 +10,7 @@
 //!    than their quantum: so a small request overtakes bulk data;
 //! 6. write the link.
 //!
-//! Reading never depends on writing: a full link makes flows wait ([`Turn::LinkFull`]) while
+//! Reading never depends on writing: a full link makes flows wait ([`Turn::LinkFull`](super::flow::Turn::LinkFull)) while
 //! everything from the enclave is still taken. All events are edge-triggered; each socket keeps
 //! what it was told until a system call says otherwise.
 
