@@ -20,6 +20,19 @@ const MAX_SUPER_SEGMENT: NonZeroUsize = NonZeroUsize::new(65_535).expect("not ze
 
 const _: () = assert!(MAX_SUPER_SEGMENT.get() <= MAX_PACKET);
 
+/// The MTU of a flow's interface.
+///
+/// smoltcp 0.14 drops IPv6 packets longer than this, super-segments too, so an IPv6 flow that may
+/// send them needs one of their size. Its segments are as long as the enclave's own MSS says, and
+/// the enclave's kernel keeps to its own MTU, whatever MSS it is told.
+pub(super) fn interface_mtu(ipv6: bool, features: Features, mtu: u16) -> u16 {
+    if ipv6 && features.contains(Features::CHECKSUM.or(Features::TSO6)) {
+        u16::MAX
+    } else {
+        mtu
+    }
+}
+
 /// smoltcp's view of the link for one call.
 pub(super) struct LinkDevice<'a> {
     pub(super) received: Option<&'a [u8]>,

@@ -33,7 +33,6 @@ pub use tcp::TcpFlow;
 use crate::limits::WARN_INTERVAL;
 use crate::local::LocalAddresses;
 use datagram::DatagramFlow;
-use device::LinkDevice;
 use drops::{Counters, DropReason};
 use fragments::{FragmentError, Reassembly};
 use hashbrown::HashMap;
@@ -309,16 +308,6 @@ impl Engine {
         self.table.insert(key, id);
         self.counters.flows_opened += 1;
         id
-    }
-
-    fn device(&mut self) -> LinkDevice<'_> {
-        LinkDevice {
-            received: None,
-            queue: &mut self.queue,
-            features: self.features,
-            mtu: self.router.mtu(),
-            traffic: &mut self.counters.to_enclave,
-        }
     }
 
     fn dropped<'p>(&mut self, reason: DropReason) -> Effect<'p> {

@@ -12,7 +12,7 @@
 //! stands, so the enclave's kernel sees a SYN-ACK then and not earlier, and a flow that is never
 //! answered costs no rings.
 
-use super::device::LinkDevice;
+use super::device::{LinkDevice, interface_mtu};
 use super::drops::DropReason;
 use super::effect::{DialError, DialTarget, Effect, Egress};
 use super::route::{DENIED, Route};
@@ -124,7 +124,7 @@ impl Engine {
             received: Some(&syn),
             queue: &mut self.queue,
             features: self.features,
-            mtu: self.router.mtu(),
+            mtu: interface_mtu(key.src.is_ipv6(), self.features, self.router.mtu()),
             traffic: &mut self.counters.to_enclave,
         };
         let mut stack = Stack::listen(&key, socket, &mut device, at, seed);
@@ -190,7 +190,13 @@ impl Engine {
         };
         let id = self.insert(key, Flow::Dialing(Vec::new()));
         let (at, seed) = (self.micros(now), self.seed(id));
-        let mut device = self.device();
+        let mut device = LinkDevice {
+            received: None,
+            queue: &mut self.queue,
+            features: self.features,
+            mtu: interface_mtu(key.src.is_ipv6(), self.features, self.router.mtu()),
+            traffic: &mut self.counters.to_enclave,
+        };
         let stack = Stack::connect(&key, socket, &mut device, at, seed);
         self.flows[id.index()].flow = Flow::Tcp(Box::new(stack));
         Ok(id)

@@ -1,0 +1,85 @@
+//! Bounds of this daemon, each with its reason. Those of the link are in [`netd_proto::limits`].
+
+use std::time::Duration;
+
+/// Packets that may wait between the kernel and the pump. The kernel's default of 500 drops UDP
+/// and makes TCP back off when many flows start at once; 4,096 super-segments are one flow's
+/// window many times over.
+pub(crate) const QUEUE_LENGTH: u32 = 4096;
+
+/// Longest queue a configuration may ask for: the kernel allocates a ring of that many pointers.
+pub(crate) const MAX_QUEUE_LENGTH: u32 = 65_536;
+
+/// Smallest MTU: IPv6 forbids less (RFC 8200, section 5).
+pub(crate) const MIN_MTU: u16 = 1280;
+
+/// Largest MTU: a packet and its headers must stay below 64 KiB.
+pub(crate) const MAX_MTU: u16 = 65_520;
+
+/// The MTU unless set. With segmentation offload a larger one is no faster, and it would lie to
+/// programs about the path behind the parent.
+pub(crate) const MTU: u16 = 1500;
+
+/// Longest configuration file: a policy of thousands of rules fits.
+pub(crate) const MAX_CONFIG: u64 = 1024 * 1024;
+
+/// Longest resolv.conf that is taken into custody. Resolvers themselves read far less.
+pub(crate) const MAX_RESOLV_CONF: u64 = 1024 * 1024;
+
+/// Search domains in resolv.conf: what glibc before 2.26 and musl read.
+pub(crate) const MAX_SEARCH: usize = 6;
+
+/// First wait before the parent is tried again.
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// Longest wait before the parent is tried again: a new request has to work within two seconds
+/// of the parent's return.
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Wait after a refusal that trying again soon does not change (another version, not allowed).
+pub(crate) const BACKOFF_REFUSED: Duration = Duration::from_secs(3);
+
+/// How long one connect to the parent may take before it counts as failed. A vsock connect to a
+/// context that is gone ends by itself after two seconds.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Packets read from the tun in one turn, so that the link's input is looked at in between.
+pub(crate) const TUN_BUDGET: usize = 64;
+
+/// Reads of the link in one turn: at most 512 KiB before the tun is looked at again.
+pub(crate) const LINK_READ_BUDGET: usize = 2;
+
+/// Bytes written to the link in one turn: twice what its queue holds, so that the queue filled in
+/// one turn leaves in the same.
+pub(crate) const LINK_WRITE_BUDGET: usize = 2 * netd_proto::limits::LINK_QUEUE;
+
+/// How long inbound datagrams may follow the last one that left from a port: longer than the
+/// host's own time-outs (30 s and 120 s), so that this check never ends a flow the host keeps.
+pub(crate) const UDP_REPLY_WINDOW: Duration = Duration::from_secs(180);
+
+/// Callers of published UDP ports that are remembered: 64 KiB per thousand, and an answer follows
+/// its question by milliseconds.
+pub(crate) const CALLER_SLOTS: usize = 4096;
+
+/// How long an address belongs to its name at least, for rules that name hosts: programs keep
+/// addresses beyond their time to live, and a flow must not depend on the second.
+pub(crate) const NAME_HOLDS_FOR: Duration = Duration::from_secs(600);
+
+/// Wait between two sweeps over the sockets of a lost link. What a sweep provokes is answered
+/// within a turn of the loop; a later sweep finds what was not provoked, such as a socket that
+/// sent in the meantime.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(300);
+
+/// Sweeps after a link was lost, so the work is bounded: 1.5 s in all.
+pub(crate) const SWEEPS: u32 = 5;
+
+/// Sockets reset in one sweep: the hard limit of open files is far below, and a sweep that stays
+/// within is over in some milliseconds.
+pub(crate) const SWEEP_SOCKETS: usize = 32_768;
+
+/// Packets answered between the provocations of a sweep, so that the kernel's queue does not
+/// overflow with the answers.
+pub(crate) const DRAIN_EVERY: usize = 64;
+
+/// How long the pump may take to say goodbye when the daemon ends.
+pub(crate) const GOODBYE_TIMEOUT: Duration = Duration::from_millis(200);

@@ -1,0 +1,150 @@
+//! Moves packets between the tun and the link.
+//!
+//! # Theory of operation
+//! One thread, one epoll loop, in a fixed order with a budget for each step:
+//!
+//! 1. **receive**: read the link into the decoder, up to 256 KiB at once; validate each packet
+//!    and write it to the tun from the decoder's buffer.
+//! 2. **transmit**: read the tun straight into the space of the link's queue, behind where the
+//!    frame's header goes; validate, and commit the frame or leave the space unused. When the
+//!    queue holds 128 KiB the tun is not read: the kernel's own queue fills, and TCP slows down.
+//! 3. **flush**: write the queue to the link. On vsock a single write is at most 32,000 bytes.
+//!
+//! No step waits for another: a link that takes nothing leaves the queue full and is read on.
+//! No packet is copied, and nothing is allocated for one.
+//!
+//! Readiness is edge-triggered. Each descriptor has a flag that an event sets and only the
+//! kernel's "would block" clears; when a budget ran out with its flag still set, the loop polls
+//! without waiting and comes back after the others had their turn.
+//!
+//! # Life of a link
+//! The connecting thread delivers a link after its handshake. Silence of 5 s is answered with a
+//! ping, silence of 15 s ends the link. When it ends, the tun and the addresses stay; what was
+//! queued is forgotten, every open flow is reset ([`crate::sweep`]), and until there is another
+//! link each packet from the tun is answered at once ([`crate::offline`]).
+
+use crate::datapath::{Datapath, LinkEnd};
+use crate::link::{Connector, Link};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use std::io::{self, ErrorKind};
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+const TUN: Token = Token(0);
+const LINK: Token = Token(1);
+/// Wakes the loop for a [`Command`].
+pub(crate) const WAKE: Token = Token(2);
+
+/// What other threads want of the pump.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Use this link from now on.
+    Link(Box<Link>),
+    /// Log the counters.
+    Report,
+    /// Say goodbye and end.
+    Stop,
+}
+
+/// What the pump tells.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// There is a link; told each time.
+    Connected,
+    /// The pump ended by an error, and with it the network.
+    Failed(io::Error),
+}
+
+/// The loop and all it owns.
+pub(crate) struct Pump<N> {
+    pub(crate) poll: Poll,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) connector: Connector,
+    /// Takes an [`Event`].
+    pub(crate) notify: N,
+    pub(crate) datapath: Datapath,
+}
+
+impl<N: FnMut(Event)> Pump<N> {
+    /// Runs until told to stop, or until the tun fails; that is told by [`Event::Failed`].
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.turn_for_ever() {
+            (self.notify)(Event::Failed(error));
+        }
+        self.datapath.report();
+    }
+
+    fn turn_for_ever(&mut self) -> io::Result<()> {
+        let tun = self.datapath.tun_fd();
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&tun), TUN, Interest::READABLE)?;
+        self.connector.request();
+        let mut events = Events::with_capacity(8);
+        loop {
+            let timeout = self.datapath.timeout(Instant::now());
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                polled => polled?,
+            }
+            let now = Instant::now();
+            let mut woken = false;
+            for event in &events {
+                match event.token() {
+                    TUN => self.datapath.tun_event(),
+                    LINK => self.datapath.link_event(event),
+                    _ => woken = true,
+                }
+            }
+            if woken && !self.obey(now)? {
+                return Ok(());
+            }
+            self.turn(now)?;
+        }
+    }
+
+    fn turn(&mut self, now: Instant) -> io::Result<()> {
+        if let Err(end) = self
+            .datapath
+            .receive(now)
+            .and_then(|()| self.datapath.keep_alive(now))
+        {
+            self.lose(&end, now)?;
+        }
+        self.datapath.transmit(now)?;
+        self.datapath.flush();
+        self.datapath.sweep_if_due(now)
+    }
+
+    /// False when the pump is to end.
+    fn obey(&mut self, now: Instant) -> io::Result<bool> {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Link(link) => {
+                    let fd = self.datapath.adopt(*link, now)?;
+                    let both = Interest::READABLE | Interest::WRITABLE;
+                    self.poll
+                        .registry()
+                        .register(&mut SourceFd(&fd), LINK, both)?;
+                    (self.notify)(Event::Connected);
+                }
+                Command::Report => self.datapath.report(),
+                Command::Stop => {
+                    self.datapath.say_goodbye();
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn lose(&mut self, end: &LinkEnd, now: Instant) -> io::Result<()> {
+        if let Some(fd) = self.datapath.link_fd() {
+            self.poll.registry().deregister(&mut SourceFd(&fd))?;
+            self.datapath.lose(end, now);
+            self.connector.request();
+        }
+        Ok(())
+    }
+}
