@@ -35,7 +35,7 @@ use crate::datapath::Datapath;
 use crate::guard::{Addresses, Guard};
 use crate::link::Connector;
 use crate::network::Families;
-use crate::pump::{Command, Pump};
+use crate::pump::{Command, Event, Pump};
 use crate::resolv_conf::ResolvConf;
 use crate::supervisor::{Notifier, Signals, Supervisor};
 use crate::tun::Tun;
@@ -46,6 +46,7 @@ use netd_proto::address::LinkAddress;
 use netd_proto::handshake::{Hello, Lane, Network4, Network6};
 use netd_proto::limits::MAX_LANES;
 use std::ffi::OsString;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -214,6 +215,19 @@ fn ready(config: &Config) {
     }
 }
 
+/// Held by a thread without which there is no network: a bug that ends the thread ends the daemon,
+/// in good order.
+struct Alarm(Notifier);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let error = io::Error::other("a thread panicked: this is a bug, please report it");
+            self.0.notify(Event::Failed(error));
+        }
+    }
+}
+
 /// The connecting thread and the pump's.
 struct Threads {
     commands: SyncSender<Command>,
@@ -230,7 +244,9 @@ impl Threads {
         let (commands, inbox) = sync_channel(4);
         let (to_pump, wake_pump) = (commands.clone(), waker.clone());
         let hello = hello(config, &tun);
+        let alarm = Alarm(notifier.clone());
         let connector = Connector::start(config.parent.clone(), hello, move |link| {
+            let _alarm = &alarm;
             let sent = to_pump.send(Command::Link(Box::new(link))).is_ok();
             sent && wake_pump.wake().is_ok()
         });
@@ -241,13 +257,18 @@ impl Threads {
             poll,
             commands: inbox,
             connector: connector.context("cannot start a thread")?,
-            notify: move |event| notifier.notify(event),
+            notify: {
+                let notifier = notifier.clone();
+                move |event| notifier.notify(event)
+            },
             datapath: Datapath::new(tun, guard, addresses, is_vsock),
         };
+        let alarm = Alarm(notifier.clone());
         let (end, ended) = sync_channel(1);
         thread::Builder::new()
             .name("pump".into())
             .spawn(move || {
+                let _alarm = alarm;
                 pump.run();
                 // Nobody waits when the daemon ends for another reason.
                 let _ = end.send(());

@@ -174,7 +174,7 @@ impl Supervisor {
                     }
                     Event::Failed(error) => {
                         self.end_child();
-                        return Err(error).context("the tun device failed");
+                        return Err(error).context("the network ended");
                     }
                 }
             }
