@@ -24,6 +24,8 @@
 //!
 //! A refused packet is never an error: it is counted by its [`DropReason`].
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use crate::config::Network;
 use crate::dns;
 use crate::drops::{DropReason, Drops};

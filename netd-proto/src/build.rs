@@ -496,16 +496,24 @@ pub(crate) mod tests {
 
     #[test]
     fn a_partial_tcp_checksum_completes_to_the_right_one() {
-        for (src, dst) in [("192.0.2.1:80", "100.64.0.2:9"), ("[2001:db8::1]:80", "[2001:db8::2]:9")] {
+        for (src, dst) in [
+            ("192.0.2.1:80", "100.64.0.2:9"),
+            ("[2001:db8::1]:80", "[2001:db8::2]:9"),
+        ] {
             let mut bytes = tcp(src, dst, 1001);
-            let ip_header = if src.starts_with('[') { 40 } else { 20 };
-            bytes[ip_header + 16..ip_header + 18].fill(0);
+            let ip_header: u16 = if src.starts_with('[') { 40 } else { 20 };
+            let checksum = usize::from(ip_header) + 16;
+            bytes[checksum..checksum + 2].fill(0);
 
             partial_tcp_checksum(&mut bytes);
-            let vnet = VnetHeader::tcp(ip_header == 40, ip_header as u16, 20, None);
+            let vnet = VnetHeader::tcp(ip_header == 40, ip_header, 20, None);
             complete_checksum(&mut bytes, &vnet);
 
-            assert!(Packet::parse(&bytes).expect("valid").transport_checksum_is_right());
+            assert!(
+                Packet::parse(&bytes)
+                    .expect("valid")
+                    .transport_checksum_is_right()
+            );
         }
     }
 

@@ -14,6 +14,7 @@
 //! * [`limits`]: every bound, with its reason.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::disallowed_methods)]
 
 pub mod address;
 pub mod build;

@@ -13,6 +13,8 @@
 //! There is one table for TCP, UDP and echo. A packet costs one look-up in it and the work of its
 //! own flow; nothing on the way of a packet looks at other flows.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod drops;
 
 mod datagram;
