@@ -87,13 +87,21 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the command line and the file it names. Ends the process for `--help` and wrong
-    /// usage, as command lines do.
+    /// Reads the command line and the file it names. Ends the process for `--help` and
+    /// `--version`.
     ///
     /// # Errors
-    /// A file, key or value is wrong; the message names it and what is allowed.
+    /// An option, file, key or value is wrong; the message is one line that names it and what is
+    /// allowed.
     pub fn from_command_line() -> anyhow::Result<Config> {
-        let matches = Args::command().get_matches();
+        let matches = Args::command().try_get_matches().map_err(|error| {
+            if !error.use_stderr() {
+                error.exit();
+            }
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            anyhow::anyhow!("{} (see --help)", line.trim_start_matches("error: "))
+        })?;
         let args = Args::from_arg_matches(&matches)?;
         let file = match &args.config {
             Some(path) => File::read(path)?,

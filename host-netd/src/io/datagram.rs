@@ -88,7 +88,7 @@ impl DatagramSocket {
         if error.kind() != ErrorKind::WouldBlock && !is_too_big(&error) {
             // Most likely the error of an earlier datagram: the queue has it, and this datagram
             // is to be sent now.
-            self.take_errors(engine, out.flow);
+            self.take_errors(engine, out.flow, None);
             match self.socket.send_to(bytes, out.to) {
                 Ok(_) => return,
                 Err(own) => error = own,
@@ -99,7 +99,7 @@ impl DatagramSocket {
             return;
         }
         engine.counters().drop(DropReason::HostRefused);
-        if self.take_errors(engine, out.flow) {
+        if self.take_errors(engine, out.flow, Some(out)) {
             return;
         }
         match icmp_of(&error) {
@@ -114,7 +114,7 @@ impl DatagramSocket {
     pub(super) fn receive(&mut self, engine: &mut Engine, id: FlowId, now: Instant) -> bool {
         if self.errors {
             self.errors = false;
-            self.take_errors(engine, id);
+            self.take_errors(engine, id, None);
         }
         for _ in 0..DATAGRAM_QUANTUM {
             let Some(space) = engine.datagram_space(id) else {
@@ -131,15 +131,16 @@ impl DatagramSocket {
                 // The error of an earlier send: reading takes it off the socket, and the queue
                 // has the whole story.
                 Err(_) => {
-                    self.take_errors(engine, id);
+                    self.take_errors(engine, id, None);
                 }
             }
         }
         true
     }
 
-    /// Tells the enclave of queued errors. True if there was one.
-    fn take_errors(&self, engine: &mut Engine, id: FlowId) -> bool {
+    /// Tells the enclave of queued errors. True if there was one. `refused` is a datagram that the
+    /// kernel did not send: its error may be among them, without its port.
+    fn take_errors(&self, engine: &mut Engine, id: FlowId, refused: Option<&Outgoing<'_>>) -> bool {
         let mut buffer = [0; MAX_ICMP_ERROR];
         let mut told = false;
         for _ in 0..ERROR_QUANTUM {
@@ -149,18 +150,23 @@ impl DatagramSocket {
                 Err(_) => break,
             };
             let bytes = &buffer[..queued.length.min(buffer.len())];
-            let (sequence, payload) = match (self.kind, bytes) {
-                (DatagramKind::Echo, [_, _, _, _, _, _, high, low, payload @ ..]) => {
-                    (u16::from_be_bytes([*high, *low]), payload)
-                }
-                (DatagramKind::Echo, _) => continue,
-                (DatagramKind::Udp, payload) => (0, payload),
-            };
-            told = true;
             let QueuedError {
                 from, to, error, ..
             } = queued;
-            engine.datagram_error(id, from, to, error, sequence, payload);
+            match (self.kind, bytes, refused) {
+                (DatagramKind::Echo, [_, _, _, _, _, _, high, low, payload @ ..], _) => {
+                    let sequence = u16::from_be_bytes([*high, *low]);
+                    engine.datagram_error(id, from, to, error, sequence, payload);
+                }
+                (DatagramKind::Udp, payload, _) if to.port() != 0 => {
+                    engine.datagram_error(id, from, to, error, 0, payload);
+                }
+                (_, _, Some(out)) => {
+                    engine.datagram_error(id, from, out.to, error, out.sequence, &out.payload);
+                }
+                _ => continue,
+            }
+            told = true;
         }
         told
     }

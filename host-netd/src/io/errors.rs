@@ -34,7 +34,8 @@ pub(super) fn dial_error(error: &io::Error) -> DialError {
 pub(super) struct QueuedError {
     /// Who reported it; `None` for this host.
     pub(super) from: Option<IpAddr>,
-    /// Where the datagram went.
+    /// Where the datagram went. The port is 0 where the kernel does not know it: for an error of
+    /// its own about an IPv4 datagram that it did not send, and for echo.
     pub(super) to: SocketAddr,
     pub(super) error: IcmpError,
     /// How many bytes of the datagram were put into the buffer.
@@ -44,7 +45,8 @@ pub(super) struct QueuedError {
 /// Takes the next error of a UDP or ping socket, and the datagram it is about into `buffer`.
 /// `Ok(None)` for an entry that tells nothing; an error of kind `WouldBlock` when there is none.
 pub(super) fn take_error(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<QueuedError>> {
-    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    // The hop limit comes before the error where the socket asked for it.
+    let mut control = nix::cmsg_space!(libc::c_int, libc::sock_extended_err, libc::sockaddr_in6);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let message =
@@ -52,7 +54,10 @@ pub(super) fn take_error(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Op
     let Some(to) = message.address.as_ref().and_then(to_std) else {
         return Ok(None);
     };
-    for part in message.cmsgs()? {
+    let Ok(parts) = message.cmsgs() else {
+        return Ok(None);
+    };
+    for part in parts {
         let (raw, from) = match part {
             ControlMessageOwned::Ipv4RecvErr(raw, from) => (
                 raw,
