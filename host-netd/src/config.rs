@@ -112,11 +112,12 @@ impl Config {
     }
 
     fn merge(args: Args, mut rules: Vec<Rule>, file: File) -> anyhow::Result<Config> {
-        let listen = match (args.listen, &file.listen) {
-            (Some(listen), _) => listen,
-            (None, Some(text)) => parse_key("listen", text)?,
-            (None, None) => LinkAddress::Vsock(Cid::ANY, DEFAULT_PORT),
-        };
+        // Also what the command line overrides has to be right.
+        let listen = file.listen.map(|text| parse_key("listen", &text));
+        let listen = args
+            .listen
+            .or(listen.transpose()?)
+            .unwrap_or(LinkAddress::Vsock(Cid::ANY, DEFAULT_PORT));
         let cids = if args.cid.is_empty() {
             file.cids
         } else {
@@ -295,6 +296,7 @@ mod tests {
             (&["--allow", "nonsense here"][..], "", "--allow"),
             (&["--publish", "x"][..], "", "ENCLAVE_PORT"),
             (&[][..], "listen = 'x'", "listen"),
+            (&["--listen", "unix:y"][..], "listen = 'x'", "listen"),
             (&[][..], "rules = ['x']", "rules"),
             (&[][..], "colour = 'red'", "colour"),
             (&[][..], "cids = []", "cids"),

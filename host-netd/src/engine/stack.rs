@@ -25,14 +25,18 @@ pub(super) struct Stack {
     enclave_finished: bool,
     /// The host side's FIN was passed on.
     host_finished: bool,
+    /// The last acknowledgement of TIME-WAIT went out. From then on smoltcp is not asked for
+    /// more: at the end of TIME-WAIT it would forget received bytes that a slow reader outside
+    /// has not taken yet.
+    silent: bool,
 }
 
 /// Where an open flow stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// At least one half carries data or waits for its end.
+    /// At least one half carries data or waits for its end, or received bytes wait to be taken.
     Open,
-    /// Both halves ended in good order.
+    /// Both halves ended in good order, and everything received was taken.
     Finished,
     /// The enclave reset it, or refused or ignored an inbound connection.
     Reset,
@@ -101,6 +105,7 @@ impl Stack {
             opened: now,
             enclave_finished: false,
             host_finished: false,
+            silent: false,
         }
     }
 
@@ -129,13 +134,20 @@ impl Stack {
         }
     }
 
-    /// Sends one segment if there is one to send and the link has room.
+    /// Sends one segment if there is one to send. The link is known to have room.
     pub(super) fn egress(&mut self, device: &mut LinkDevice<'_>, now: Instant) -> bool {
+        if self.silent {
+            return false;
+        }
+        self.silent = self.state() == State::TimeWait;
         self.interface.poll_egress(now, device, self.socket.set()) == PollResult::SocketStateChanged
     }
 
     /// When it wants its next turn though nothing comes. Not meaningful while the link is full.
     pub(super) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+        if self.silent {
+            return None;
+        }
         let at = self.interface.poll_at(now, self.socket.set_ref());
         let handshake = self.handshake_end();
         match (at, handshake) {
@@ -198,9 +210,14 @@ impl Stack {
     }
 
     pub(super) fn standing(&self) -> Standing {
+        let closed = match self.state() {
+            State::TimeWait => true,
+            State::Closed => self.enclave_finished && self.host_finished,
+            _ => false,
+        };
         match self.state() {
-            State::TimeWait => Standing::Finished,
-            State::Closed if self.enclave_finished && self.host_finished => Standing::Finished,
+            _ if closed && self.socket.socket_ref().recv_queue() > 0 => Standing::Open,
+            _ if closed => Standing::Finished,
             // A reset in SYN-RECEIVED sends a listening socket back to LISTEN.
             State::Closed | State::Listen => Standing::Reset,
             _ => Standing::Open,

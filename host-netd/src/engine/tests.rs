@@ -382,6 +382,42 @@ fn a_half_closed_flow_goes_on_and_ends_when_both_halves_have() {
     );
 }
 
+/// A server that reads slowly still has bytes to take when both halves are closed, whichever side
+/// closed first and however long it takes.
+#[test]
+fn received_bytes_outlive_the_close() {
+    for host_first in [true, false] {
+        let mut bed = Bed::new();
+        let mut connection = Connection::open(&mut bed);
+        let finish = |bed: &mut Bed, connection: &mut Connection| {
+            bed.engine.tcp(connection.id).unwrap().finish();
+            connection.replies(bed);
+            connection.ack += 1;
+        };
+        if host_first {
+            finish(&mut bed, &mut connection);
+        }
+        connection.send(&mut bed, FIN | ACK, &[7; 5000]);
+        if !host_first {
+            finish(&mut bed, &mut connection);
+            connection.send(&mut bed, ACK, &[]);
+        }
+
+        bed.pass(Duration::from_secs(60));
+        while let Some(effect) = bed.engine.expired(bed.now) {
+            assert!(matches!(effect, Effect::Turn(id) if id == connection.id));
+        }
+        bed.egress(connection.id);
+
+        let standing = bed.engine.tcp(connection.id).unwrap().standing();
+        assert_eq!(standing, Standing::Open, "host first: {host_first}");
+        assert_eq!(connection.read_all(&mut bed), 5000);
+        let flow = bed.engine.tcp(connection.id).unwrap();
+        assert!(flow.enclave_finished());
+        assert_eq!(flow.standing(), Standing::Finished);
+    }
+}
+
 #[test]
 fn resets_travel_both_ways() {
     let mut bed = Bed::new();

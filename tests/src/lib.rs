@@ -1,0 +1,40 @@
+//! The bed on which both daemons are tested: real kernels on both ends, real servers and clients.
+//!
+//! # Theory of operation
+//! A [`Lab`] is three [`Machine`]s, each a network and a mount namespace of its own:
+//!
+//! ```text
+//!  enclave            parent                    internet
+//!  only a loopback    192.0.2.1    ==veth==     192.0.2.2, .3 (servers), .53 (DNS)
+//!                     2001:db8:1::1             2001:db8:1::2, ::3, ::53
+//!      enclave-netd <=unix socket=> host-netd (as nobody)
+//! ```
+//!
+//! Namespaces have no names. The test's process and what runs inside hold them, so the kernel
+//! removes them with the last of these. Whatever a machine starts dies with the thread that started
+//! it (`PR_SET_PDEATHSIG`), carries the lab's name in its environment, and is found by that name if
+//! it outlives its test anyway: when the lab is dropped, and when a later lab is made.
+//!
+//! Nothing here sleeps to let something happen: [`until`] looks for it, up to a deadline.
+//! Everything panics when the bed itself cannot be made, with what to do about it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod dns;
+pub mod fuzz;
+mod lab;
+mod machine;
+mod process;
+mod servers;
+mod streams;
+mod tap;
+mod wait;
+
+pub use dns::{Answer, FakeDns};
+pub use lab::{Daemons, Family, Lab, address};
+pub use machine::Machine;
+pub use process::{Done, Process};
+pub use servers::{Nginx, Server};
+pub use streams::{Pattern, connect, echo_compared, echo_server, serve};
+pub use tap::{Direction, Tap};
+pub use wait::{Deadline, repeats, until};
