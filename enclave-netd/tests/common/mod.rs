@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -147,6 +148,9 @@ impl Daemon {
 
     pub fn spawn(mut command: Command) -> Daemon {
         let mut child = command
+            // The kernel ignores a terminal's stop for a group without a parent in its session, as
+            // this test's own group may be.
+            .process_group(0)
             .stderr(Stdio::piped())
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
