@@ -1,6 +1,6 @@
 //! TCP sockets over pooled rings.
 //!
-//! A flow's two rings are 768 KiB of address space. Allocating and zeroing them for every
+//! A flow's two rings are 1 MiB of address space. Allocating and zeroing them for every
 //! connection cut the rate of connections to a third in a trial, so they are anonymous mappings
 //! (the kernel zeroes only the pages that are touched) that are kept for the next flow.
 
