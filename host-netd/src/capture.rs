@@ -65,6 +65,15 @@ impl Tap {
         })
     }
 
+    /// The same file, for one session: each link has a byte stream of its own.
+    pub(crate) fn for_session(&self) -> Tap {
+        let packets = self.packets.clone();
+        Tap {
+            packets,
+            outgoing: Arc::default(),
+        }
+    }
+
     /// A packet frame's payload from the enclave.
     pub(crate) fn packet(&self, frame: &[u8]) {
         let Some((_, packet)) = VnetHeader::split(frame) else {

@@ -6,7 +6,10 @@ use std::time::Duration;
 /// window the enclave sees. With 256 KiB, one read of the link could hold the whole window, and
 /// enclave and host took turns instead of working at the same time: a stream had two thirds of the
 /// throughput. 1 MiB gains nothing more.
-pub const RECEIVE_RING: usize = 512 * 1024;
+///
+/// One byte less than 512 KiB, so that even the window of the SYN-ACK, which smoltcp takes for a
+/// scaled one, lies inside it: `engine::rings` asserts it.
+pub const RECEIVE_RING: usize = 512 * 1024 - 1;
 
 /// Ring for bytes from the host's socket that the enclave has not acknowledged yet.
 pub const SEND_RING: usize = 512 * 1024;

@@ -89,7 +89,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = report.recv() => sessions.report().await,
+            _ = report.recv() => sessions.report(),
         }
     }
     // Dropping the listener removes its socket.

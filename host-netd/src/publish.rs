@@ -242,7 +242,12 @@ async fn accept(listener: tokio::net::TcpListener, port: u16, sessions: Arc<Sess
             tracing::debug!(%client, port, "no enclave for a client of a published port");
             continue;
         };
-        handle.send(Command::Accepted(stream, client, port)).await;
+        if handle
+            .try_send(Command::Accepted(stream, client, port))
+            .is_err()
+        {
+            tracing::debug!(%client, port, "the enclave takes no more clients now");
+        }
     }
 }
 

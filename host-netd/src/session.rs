@@ -106,9 +106,11 @@ impl Sessions {
     }
 
     /// Has every session write its counters to the log.
-    pub async fn report(&self) {
+    pub fn report(&self) {
         for handle in self.handles() {
-            handle.send(Command::Report).await;
+            if handle.try_send(Command::Report).is_err() {
+                tracing::warn!("a session whose enclave does not read its link reports nothing");
+            }
         }
     }
 
@@ -116,7 +118,7 @@ impl Sessions {
     pub async fn close(&self) {
         let goodbye = Goodbye::new(Reason::Shutdown, "host-netd ends");
         for handle in self.handles() {
-            handle.send(Command::Close(goodbye.clone())).await;
+            handle.close(goodbye.clone());
         }
         let ended: Vec<_> =
             std::mem::take(&mut *self.active.lock().unwrap_or_else(PoisonError::into_inner));
@@ -176,12 +178,9 @@ impl Sessions {
         decoder: Decoder,
     ) -> anyhow::Result<()> {
         let hello = offer.hello;
-        if let Some(old) = self.same_session(hello.session, peer) {
-            let goodbye = Goodbye::new(
-                Reason::Replaced,
-                "a newer link of the same session took over",
-            );
-            old.send(Command::Close(goodbye)).await;
+        for old in self.replaced_by(hello.session, peer) {
+            let text = "a newer link of the same enclave took over";
+            old.close(Goodbye::new(Reason::Replaced, text));
         }
         if self.prune() >= MAX_SESSIONS {
             let goodbye = Goodbye::new(
@@ -216,7 +215,7 @@ impl Sessions {
             .udp()
             .context("published UDP ports cannot be lent")?;
         let (data_loop, handle) =
-            DataLoop::new(stream, decoder, engine, services.clone(), udp, now)
+            DataLoop::new(stream, decoder, engine, services.for_session(), udp, now)
                 .context("no data loop")?;
         let session = hello.session;
         let thread = std::thread::Builder::new()
@@ -244,10 +243,18 @@ impl Sessions {
         Ok(())
     }
 
-    fn same_session(&self, session: SessionId, peer: Peer) -> Option<Handle> {
+    /// The sessions that a new link takes the place of: of the same run of an enclave, or of the
+    /// same vsock peer, which is one enclave.
+    fn replaced_by(&self, session: SessionId, peer: Peer) -> Vec<Handle> {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |active: &&Active| active.session == session && active.peer == peer;
-        active.iter().find(same).map(|active| active.handle.clone())
+        let same = |active: &&Active| {
+            active.peer == peer && (active.session == session || matches!(peer, Peer::Vsock(_)))
+        };
+        active
+            .iter()
+            .filter(same)
+            .map(|active| active.handle.clone())
+            .collect()
     }
 
     /// Forgets ended sessions and counts the others.

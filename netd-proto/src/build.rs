@@ -31,6 +31,9 @@ const fn ip_header_len(ipv6: bool) -> usize {
     if ipv6 { IPV6_HEADER } else { IPV4_HEADER }
 }
 
+/// Longest UDP payload in IPv6, whose payload length does not count the IP header.
+pub const MAX_UDP_PAYLOAD6: usize = 65_535 - UDP_HEADER;
+
 /// Bytes before the payload of a UDP datagram.
 pub const fn udp_headroom(ipv6: bool) -> usize {
     ip_header_len(ipv6) + UDP_HEADER
@@ -86,7 +89,8 @@ fn ip_header(
 /// to complete the checksum.
 ///
 /// # Panics
-/// When `length` exceeds [`MAX_UDP_PAYLOAD`] or the addresses are of two families.
+/// When `length` exceeds [`MAX_UDP_PAYLOAD`] or [`MAX_UDP_PAYLOAD6`], or the addresses are of two
+/// families.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "length is at most MAX_UDP_PAYLOAD"
@@ -98,7 +102,12 @@ pub fn udp(
     hop_limit: u8,
     length: usize,
 ) -> (usize, VnetHeader) {
-    assert!(length <= MAX_UDP_PAYLOAD, "datagram of {length} bytes");
+    let longest = if src.is_ipv6() {
+        MAX_UDP_PAYLOAD6
+    } else {
+        MAX_UDP_PAYLOAD
+    };
+    assert!(length <= longest, "datagram of {length} bytes");
     let udp_len = UDP_HEADER + length;
     let total = ip_header(out, (src.ip(), dst.ip()), IpNumber::UDP, hop_limit, udp_len);
     let start = total - udp_len;
@@ -413,7 +422,12 @@ pub(crate) mod tests {
             ("192.0.2.1:53", "100.64.0.2:9"),
             ("[2001:db8::1]:53", "[2001:db8::2]:9"),
         ] {
-            for length in [0, 1, 2, 1472, MAX_UDP_PAYLOAD] {
+            let longest = if src.starts_with('[') {
+                MAX_UDP_PAYLOAD6
+            } else {
+                MAX_UDP_PAYLOAD
+            };
+            for length in [0, 1, 2, 1472, longest] {
                 let bytes = udp(src, dst, length);
                 let packet = Packet::parse(&bytes).expect("valid");
                 assert!(packet.transport_checksum_is_right(), "{dst} {length}");

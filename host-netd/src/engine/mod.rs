@@ -167,7 +167,9 @@ impl Engine {
     pub fn learn(&mut self, name: &str, addresses: &[IpAddr], keep: Duration, now: Instant) {
         let seconds = self.seconds(now);
         let until = seconds + keep.as_secs();
-        if !self.router.policy().learn(name, addresses, seconds, until) {
+        let mut addresses = addresses.to_vec();
+        addresses.retain(|address| self.router.may_be_named(*address));
+        if !self.router.policy().learn(name, &addresses, seconds, until) {
             tracing::warn!(
                 name,
                 "too many addresses learnt: a rule with a name may not match"

@@ -16,13 +16,23 @@ use smoltcp::socket::tcp;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
+/// Where the send ring begins.
+const SEND_START: usize = RECEIVE_RING.next_power_of_two();
+
+/// smoltcp 0.14 remembers the unscaled window of its SYN-ACK as if it were scaled, and would take
+/// (and panic on) as much: no such window may be larger than the ring.
+const _: () = {
+    let shift = usize::BITS - RECEIVE_RING.leading_zeros() - 16;
+    assert!((u16::MAX as usize) << shift <= RECEIVE_RING);
+};
+
 /// One anonymous mapping: a receive ring and a send ring.
 #[derive(Debug)]
 struct Rings {
     address: NonNull<nix::libc::c_void>,
 }
 
-const LENGTH: NonZeroUsize = NonZeroUsize::new(RECEIVE_RING + SEND_RING).expect("not zero");
+const LENGTH: NonZeroUsize = NonZeroUsize::new(SEND_START + SEND_RING).expect("not zero");
 
 // SAFETY: the mapping belongs to this value alone and is plain memory.
 unsafe impl Send for Rings {}
@@ -65,7 +75,7 @@ impl FlowSocket {
         let (receive, send) = unsafe {
             (
                 std::slice::from_raw_parts_mut(start, RECEIVE_RING),
-                std::slice::from_raw_parts_mut(start.add(RECEIVE_RING), SEND_RING),
+                std::slice::from_raw_parts_mut(start.add(SEND_START), SEND_RING),
             )
         };
         let socket = tcp::Socket::new(

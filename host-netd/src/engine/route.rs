@@ -109,6 +109,12 @@ impl Router {
         }
     }
 
+    /// Whether a rule with a name may stand for this address: what is closed by default is opened
+    /// by its address only, or whoever serves a name could open it.
+    pub(super) fn may_be_named(&self, ip: IpAddr) -> bool {
+        never(ip).is_none() && self.closed(ip).is_none()
+    }
+
     fn closed(&self, ip: IpAddr) -> Option<DropReason> {
         let link_local = match ip {
             IpAddr::V4(v4) => v4.is_link_local(),
@@ -120,6 +126,8 @@ impl Router {
             Some(DropReason::DeniedLinkLocal)
         } else if self.own.contains(ip) {
             Some(DropReason::DeniedOwnAddress)
+        } else if is_translated(ip) {
+            Some(DropReason::DeniedReserved)
         } else {
             None
         }
@@ -128,6 +136,14 @@ impl Router {
 
 /// The instance metadata service's IPv6 address: a unique local one that means the instance.
 const IMDS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+/// 64:ff9b::/96 and 64:ff9b:1::/48 (RFC 6052, 8215): a NAT64 gateway would lead around the rules
+/// for IPv4.
+fn is_translated(ip: IpAddr) -> bool {
+    let IpAddr::V6(v6) = ip else { return false };
+    let segments = v6.segments();
+    segments[..2] == [0x64, 0xff9b] && (segments[2] == 1 || segments[2..6] == [0; 4])
+}
 
 /// What no rule opens, because no flow of this network can lead there.
 fn never(ip: IpAddr) -> Option<DropReason> {
@@ -207,6 +223,8 @@ pub(super) mod tests {
             ("198.51.100.7:80", DeniedOwnAddress),
             ("[2001:db8::7]:80", DeniedOwnAddress),
             ("100.64.0.2:80", DeniedReserved),
+            ("[64:ff9b::10.0.0.5]:80", DeniedReserved),
+            ("[64:ff9b:1::1]:80", DeniedReserved),
         ] {
             assert_eq!(route(&router, dst), Route::Denied(reason), "{dst}");
         }

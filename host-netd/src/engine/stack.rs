@@ -139,8 +139,19 @@ impl Stack {
         if self.silent {
             return false;
         }
-        self.silent = self.state() == State::TimeWait;
-        self.interface.poll_egress(now, device, self.socket.set()) == PollResult::SocketStateChanged
+        let before = self.state();
+        self.silent = before == State::TimeWait;
+        let sent = self.interface.poll_egress(now, device, self.socket.set())
+            == PollResult::SocketStateChanged;
+        // An enclave that acknowledges a FIN it was not sent while its window is shut leaves
+        // smoltcp with a window probe that is due for ever.
+        if sent && before == State::FinWait2 && self.state() == State::FinWait2 {
+            let at = self.interface.poll_at(now, self.socket.set_ref());
+            if at.is_some_and(|at| at <= now) {
+                self.abort();
+            }
+        }
+        sent
     }
 
     /// When it wants its next turn though nothing comes. Not meaningful while the link is full.
@@ -206,6 +217,9 @@ impl Stack {
 
     /// Resets the enclave's connection; the RST goes out with the next egress.
     pub(super) fn abort(&mut self) {
+        // Not in good order, whatever was received before.
+        self.host_finished = false;
+        self.silent = false;
         self.tcp().abort();
     }
 

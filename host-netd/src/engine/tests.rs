@@ -422,6 +422,61 @@ fn received_bytes_outlive_the_close() {
     }
 }
 
+/// smoltcp takes the SYN-ACK's window for a scaled one: an enclave that sends far more than it was
+/// promised, before it is answered, must not overrun the ring.
+#[test]
+fn more_than_the_window_is_cut_off_and_nothing_breaks() {
+    let mut bed = Bed::new();
+    let connection = Connection::open(&mut bed);
+    let mut seq = connection.seq;
+    while seq < connection.seq + 2 * u32::try_from(RECEIVE_RING).unwrap() {
+        bed.send(&tcp(
+            ENCLAVE,
+            SERVER,
+            ACK,
+            seq,
+            connection.ack,
+            &[1; 60_000],
+        ));
+        seq += 60_000;
+    }
+    assert!(connection.read_all(&mut bed) <= RECEIVE_RING);
+}
+
+/// A rule with a name opens no address that is closed by default.
+#[test]
+fn a_name_does_not_open_the_parent() {
+    let mut bed = Bed::with(Features::ALL, &["allow tcp *.example.com"]);
+    let addresses = ["127.0.0.1", "169.254.169.254", "198.51.100.7"].map(|a| a.parse().unwrap());
+    bed.engine.learn(
+        "evil.example.com",
+        &addresses,
+        Duration::from_secs(60),
+        bed.now,
+    );
+    for to in ["100.64.0.3:22", "169.254.169.254:80", "198.51.100.7:22"] {
+        let effect = bed.send(&tcp(ENCLAVE, to, SYN, 9, 0, &[]));
+        assert!(matches!(effect, Effect::None), "{to}: {effect:?}");
+        assert_eq!(bed.one().icmp(), (3, 13));
+    }
+}
+
+#[test]
+fn a_flow_aborted_after_both_ends_closed_is_over() {
+    let mut bed = Bed::new();
+    let mut connection = Connection::open(&mut bed);
+    bed.engine.tcp(connection.id).unwrap().finish();
+    connection.replies(&mut bed);
+    connection.ack += 1;
+    connection.send(&mut bed, FIN | ACK, &[7; 5000]);
+    bed.engine.tcp(connection.id).unwrap().abort();
+    bed.egress(connection.id);
+    assert_eq!(
+        bed.engine.tcp(connection.id).unwrap().standing(),
+        Standing::Reset
+    );
+}
+
 #[test]
 fn resets_travel_both_ways() {
     let mut bed = Bed::new();

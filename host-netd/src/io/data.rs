@@ -39,6 +39,8 @@ pub struct DataLoop {
     link: LinkStream,
     link_readable: bool,
     link_writable: bool,
+    /// The enclave will send nothing more: read on until the end is seen.
+    link_closed: bool,
     decoder: Decoder,
     work: Work,
     commands: mpsc::Receiver<Command>,
@@ -82,6 +84,7 @@ impl DataLoop {
             link,
             link_readable: true,
             link_writable: true,
+            link_closed: false,
             decoder,
             work,
             commands,
@@ -120,10 +123,14 @@ impl DataLoop {
                     LINK => {
                         self.link_readable |= event.is_readable() || event.is_error();
                         self.link_writable |= event.is_writable();
+                        self.link_closed |= event.is_read_closed() || event.is_error();
                     }
                     WAKER => self.commands_waiting = true,
                     Token(bits) => self.work.ready(FlowId::from_bits(bits as u64), event),
                 }
+            }
+            if let Some(goodbye) = self.work.closing() {
+                return Err(self.goodbye(goodbye.reason, goodbye.text));
             }
             self.write_link()?;
             self.read_link(now)?;
@@ -160,7 +167,7 @@ impl DataLoop {
         }
         match self.link.read(&mut self.decoder) {
             Ok(more) => {
-                self.link_readable = more.is_some_and(|more| more.0);
+                self.link_readable = more.is_some_and(|more| more.0 || self.link_closed);
                 if more.is_some() {
                     self.heard = now;
                     self.pinged = None;
@@ -232,9 +239,6 @@ impl DataLoop {
         // Most commands send something: they wait while the link is full.
         while self.work.engine.queue().has_room() {
             match self.commands.try_recv() {
-                Ok(Command::Close(goodbye)) => {
-                    return Err(self.goodbye(goodbye.reason, goodbye.text));
-                }
                 Ok(command) => self.work.command(command, now),
                 Err(_) => {
                     self.commands_waiting = false;

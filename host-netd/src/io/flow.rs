@@ -41,6 +41,14 @@ impl HostStream {
         };
     }
 
+    /// Makes closing it send what was written and a FIN.
+    pub(super) fn keep_on_close(&self) -> io::Result<()> {
+        match self {
+            HostStream::Tcp(stream) => SockRef::from(stream).set_linger(None),
+            HostStream::Local(_) => Ok(()),
+        }
+    }
+
     /// Makes closing it send a RST.
     pub(super) fn reset_on_close(&self) {
         if let HostStream::Tcp(stream) = self {
@@ -131,6 +139,8 @@ impl FlowStream {
     }
 
     fn abort(&mut self, engine: &mut Engine, id: FlowId, now: Instant) -> Turn {
+        // What came before the reset goes first.
+        engine.egress(id, QUANTUM, now);
         if let Some(mut flow) = engine.tcp(id) {
             flow.abort();
         }
@@ -148,6 +158,7 @@ impl FlowStream {
         let Some(mut flow) = engine.tcp(id) else {
             return Ok(false);
         };
+        let mut reset = None;
         while self.writable {
             let written = flow.receive(|bytes| match self.stream.write(bytes) {
                 Ok(n) => {
@@ -160,7 +171,11 @@ impl FlowStream {
             match written {
                 None => break,
                 Some(Ok(())) => {}
-                Some(Err(error)) => self.blocked_or(error, false)?,
+                Some(Err(error)) => {
+                    // What the peer sent before its reset can still be read.
+                    reset = self.blocked_or(error, false).err();
+                    self.writable &= reset.is_none();
+                }
             }
         }
         if !self.shut && flow.enclave_finished() {
@@ -168,7 +183,7 @@ impl FlowStream {
             self.stream.shutdown_write();
         }
         if !link_has_room {
-            return Ok(false);
+            return reset.map_or(Ok(false), Err);
         }
         let mut budget = QUANTUM;
         while self.readable && !self.finished && budget > 0 {
@@ -180,7 +195,7 @@ impl FlowStream {
                 }
             });
             match read {
-                None => return Ok(false),
+                None => break,
                 Some(Ok((0, _))) => {
                     self.finished = true;
                     flow.finish();
@@ -194,7 +209,8 @@ impl FlowStream {
                 Some(Err(error)) => self.blocked_or(error, true)?,
             }
         }
-        Ok(self.readable && !self.finished && flow.can_send())
+        let again = self.readable && !self.finished && flow.can_send();
+        reset.map_or(Ok(again), Err)
     }
 
     fn blocked_or(&mut self, error: io::Error, reading: bool) -> io::Result<()> {

@@ -17,7 +17,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -42,8 +42,6 @@ pub enum Command {
     Learnt(Resolved),
     /// Write the counters to the log.
     Report,
-    /// End the session.
-    Close(Goodbye),
 }
 
 /// The way to a data loop.
@@ -51,16 +49,45 @@ pub enum Command {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     waker: Arc<Waker>,
+    closing: Arc<OnceLock<Goodbye>>,
 }
 
 impl Handle {
     pub(super) fn new(commands: mpsc::Sender<Command>, waker: Arc<Waker>) -> Handle {
-        Handle { commands, waker }
+        Handle {
+            commands,
+            waker,
+            closing: Arc::default(),
+        }
     }
 
     /// Hands a command over, waiting while the loop has too many. False if the loop has ended.
     pub async fn send(&self, command: Command) -> bool {
         self.commands.send(command).await.is_ok() && self.waker.wake().is_ok()
+    }
+
+    /// Hands a command over if the loop takes it now; gives it back otherwise.
+    ///
+    /// # Errors
+    /// The loop has too many, because its enclave does not read its link, or has ended.
+    pub fn try_send(&self, command: Command) -> Result<(), Command> {
+        self.commands
+            .try_send(command)
+            .map_err(|error| error.into_inner())?;
+        // A loop that cannot be woken has ended.
+        let _ = self.waker.wake();
+        Ok(())
+    }
+
+    /// Ends the loop, whatever else it has to do.
+    pub fn close(&self, goodbye: Goodbye) {
+        // The first reason stands.
+        let _ = self.closing.set(goodbye);
+        let _ = self.waker.wake();
+    }
+
+    pub(super) fn closing(&self) -> Option<&Goodbye> {
+        self.closing.get()
     }
 
     /// Whether the loop has ended.
@@ -78,6 +105,17 @@ pub struct Services {
     pub dns: Dns,
     /// Records what crosses the link.
     pub tap: Option<Tap>,
+}
+
+impl Services {
+    /// The same services for one more session.
+    pub(crate) fn for_session(&self) -> Services {
+        let tap = self.tap.as_ref().map(Tap::for_session);
+        Services {
+            tap,
+            ..self.clone()
+        }
+    }
 }
 
 enum Socket {
@@ -132,6 +170,11 @@ impl Work {
             dns_streams: Arc::new(Semaphore::new(MAX_DNS_STREAMS)),
             scratch: Vec::new(),
         }
+    }
+
+    /// Why the loop is to end, if it is.
+    pub(super) fn closing(&self) -> Option<Goodbye> {
+        self.handle.closing().cloned()
     }
 
     /// Ends every flow at once: connects are given up, connections are reset.
@@ -321,7 +364,10 @@ impl Work {
         match self.engine.accept(client, port, now) {
             Ok(id) => {
                 let both = Interest::READABLE | Interest::WRITABLE;
-                if let Err(error) = self.register(id, &stream, both) {
+                let registered = self
+                    .register(id, &stream, both)
+                    .and_then(|()| stream.keep_on_close());
+                if let Err(error) = registered {
                     tracing::warn!(%error, "client of a published port not served");
                     stream.reset_on_close();
                     self.engine.remove(id);
@@ -434,7 +480,6 @@ impl Work {
                     .learn(&name, &addresses, ttl + LEARNT_GRACE, now);
             }
             Command::Report => self.report("counters"),
-            Command::Close(_) => unreachable!("the loop takes this one itself"),
         }
     }
 
