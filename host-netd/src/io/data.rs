@@ -95,7 +95,7 @@ impl DataLoop {
         Ok((data_loop, handle))
     }
 
-    /// Runs until the link ends or [`Command::Close`] comes.
+    /// Runs until the link ends or [`Handle::close`] asks for it.
     pub fn run(mut self) {
         let Ended(reason) = match self.rounds() {
             Ok(never) => match never {},
