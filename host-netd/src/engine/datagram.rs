@@ -21,9 +21,6 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// Room for an IP header before an ICMP message.
-pub const MAX_IP_HEADER: usize = 40;
-
 const ICMP_HEADER: usize = 8;
 
 /// UDP or echo.

@@ -27,7 +27,7 @@ mod stack;
 mod tcp;
 mod timers;
 
-pub use datagram::{DatagramKind, MAX_IP_HEADER};
+pub use datagram::DatagramKind;
 pub use effect::{DialError, DialTarget, Effect, Egress, Outgoing};
 pub use stack::Standing;
 pub use tcp::TcpFlow;
