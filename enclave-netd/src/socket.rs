@@ -1,9 +1,9 @@
 //! The stream to the parent: time-outs and buffers are set before it connects.
 
 use netd_proto::address::LinkAddress;
-use netd_proto::limits::VSOCK_BUFFER;
+use netd_proto::limits::{UNIX_BUFFER, VSOCK_BUFFER};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
+use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout, SndBuf};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, VsockAddr, connect, setsockopt, socket,
 };
@@ -47,7 +47,10 @@ pub(crate) fn open(address: &LinkAddress, timeout: Duration) -> io::Result<File>
             setsockopt(&stream, option::VsockBuffer, &VSOCK_BUFFER)?;
             connect(stream.as_raw_fd(), &VsockAddr::new(cid.0, port.0))?;
         }
-        LinkAddress::Unix(path) => connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?,
+        LinkAddress::Unix(path) => {
+            setsockopt(&stream, SndBuf, &UNIX_BUFFER)?;
+            connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+        }
     }
     Ok(File::from(stream))
 }

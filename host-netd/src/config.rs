@@ -1,6 +1,8 @@
 //! Command line and configuration file, parsed once into valid values.
 
-use crate::limits::{MAX_FLOWS, RESERVED_FILES};
+use crate::limits::{
+    MAX_FLOWS, MAX_RING_MEMORY_MIB, MIN_RING_MEMORY_MIB, RESERVED_FILES, RING_MEMORY_MIB,
+};
 use crate::listen::AllowedCids;
 use crate::publish::Publish;
 use anyhow::{Context, bail};
@@ -65,6 +67,7 @@ struct File {
     resolv_conf: Option<PathBuf>,
     capture: Option<PathBuf>,
     max_flows: Option<usize>,
+    ring_memory_mib: Option<usize>,
 }
 
 /// Everything an operator may set.
@@ -84,6 +87,8 @@ pub struct Config {
     pub capture: Option<PathBuf>,
     /// Flows of one enclave, before the limit of open files is looked at.
     pub max_flows: usize,
+    /// Memory of one enclave's rings.
+    pub ring_memory_mib: usize,
 }
 
 impl Config {
@@ -142,6 +147,13 @@ impl Config {
         if !(1..=MAX_FLOWS).contains(&max_flows) {
             bail!("key 'max_flows' is {max_flows}: it must be from 1 to {MAX_FLOWS}");
         }
+        let ring_memory_mib = file.ring_memory_mib.unwrap_or(RING_MEMORY_MIB);
+        if !(MIN_RING_MEMORY_MIB..=MAX_RING_MEMORY_MIB).contains(&ring_memory_mib) {
+            bail!(
+                "key 'ring_memory_mib' is {ring_memory_mib}: it must be from \
+                 {MIN_RING_MEMORY_MIB} to {MAX_RING_MEMORY_MIB}"
+            );
+        }
         Ok(Config {
             listen,
             cids,
@@ -152,6 +164,7 @@ impl Config {
                 .unwrap_or_else(|| "/etc/resolv.conf".into()),
             capture: args.capture.or(file.capture),
             max_flows,
+            ring_memory_mib,
         })
     }
 }
@@ -301,6 +314,7 @@ mod tests {
             (&[][..], "colour = 'red'", "colour"),
             (&[][..], "cids = []", "cids"),
             (&[][..], "max_flows = 0", "max_flows"),
+            (&[][..], "ring_memory_mib = 1", "ring_memory_mib"),
         ] {
             let error = format!("{:#}", parse(arguments, file).expect_err(what));
             assert!(error.contains(what), "{error}");

@@ -14,6 +14,35 @@ pub const RECEIVE_RING: usize = 512 * 1024 - 1;
 /// Ring for bytes from the host's socket that the enclave has not acknowledged yet.
 pub const SEND_RING: usize = 512 * 1024;
 
+/// Memory of all rings of one enclave, in MiB, unless set: five hundred flows that fill theirs.
+pub const RING_MEMORY_MIB: usize = 512;
+
+/// Least ring memory that can be set, in MiB: a few bulk flows beside many small ones.
+pub const MIN_RING_MEMORY_MIB: usize = 16;
+
+/// Most ring memory that can be set, in MiB: more than `MAX_FLOWS` full rings.
+pub const MAX_RING_MEMORY_MIB: usize = 16 * 1024;
+
+/// Idle time after which a flow's rings are given back to the kernel.
+pub const RING_IDLE: Duration = Duration::from_secs(2);
+
+/// Window of a flow that is not a bulk flow: enough for several Gbit/s within a machine, little
+/// enough that each of `MAX_FLOWS` may have it.
+pub const FIRST_WINDOW: usize = 64 * 1024;
+
+/// Window of a flow, and bytes that wait for the enclave, while ring memory is short.
+pub const SHORT_WINDOW: usize = 16 * 1024;
+
+/// Windows of all bulk flows of an enclave together: what they may keep in the enclave's queues
+/// and in rings, before a request of another flow.
+pub const BULK_WINDOWS: usize = 1024 * 1024;
+
+/// A flow that sends this much in a [`BULK_INTERVAL`] is a bulk flow: 50 Mbit/s.
+pub const BULK_BYTES: usize = 64 * 1024;
+
+/// See [`BULK_BYTES`]; in microseconds.
+pub const BULK_INTERVAL: u64 = 10_000;
+
 /// Bytes one TCP flow may send to the link before others have their turn: two super-segments.
 /// More makes a request wait longer beside bulk flows.
 pub const QUANTUM: usize = 128 * 1024;

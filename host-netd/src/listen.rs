@@ -6,7 +6,7 @@ use netd_proto::address::{Cid, LinkAddress, VsockPort};
 use netd_proto::control::{Goodbye, Reason};
 use netd_proto::frame::{self, Decoder, Kind};
 use netd_proto::handshake::{AwaitHello, HandshakeError, Offer};
-use netd_proto::limits::{HANDSHAKE_TIMEOUT, VSOCK_BUFFER};
+use netd_proto::limits::{HANDSHAKE_TIMEOUT, UNIX_BUFFER, VSOCK_BUFFER};
 use nix::libc;
 use std::fmt;
 use std::io;
@@ -210,7 +210,11 @@ impl Link {
 
     pub(crate) fn into_stream(self) -> io::Result<LinkStream> {
         match self {
-            Link::Unix(stream) => Ok(LinkStream::unix(OwnedFd::from(stream.into_std()?))),
+            Link::Unix(stream) => {
+                let stream = stream.into_std()?;
+                socket2::SockRef::from(&stream).set_send_buffer_size(UNIX_BUFFER)?;
+                Ok(LinkStream::unix(OwnedFd::from(stream)))
+            }
             Link::Vsock(stream) => Ok(LinkStream::vsock(OwnedFd::from(stream))),
         }
     }

@@ -4,8 +4,8 @@ use anyhow::Context;
 use host_netd::capture::Tap;
 use host_netd::config::{Config, flows_within_file_limit};
 use host_netd::dns::Dns;
+use host_netd::engine::Limits;
 use host_netd::io::{Services, ping_sockets_permitted};
-use host_netd::limits::{RECEIVE_RING, SEND_RING};
 use host_netd::listen::Listener;
 use host_netd::local::LocalAddresses;
 use host_netd::publish::Published;
@@ -15,6 +15,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+const MIB: usize = 1024 * 1024;
 
 fn main() -> ExitCode {
     let log = EnvFilter::try_from_env("NETD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -47,7 +49,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut report = signal(SignalKind::user_defined1())?;
 
-    let max_flows = flows_within_file_limit(config.max_flows)?;
+    let limits = Limits {
+        flows: flows_within_file_limit(config.max_flows)?,
+        ring_memory: config.ring_memory_mib * MIB,
+    };
     if let Err(error) = ping_sockets_permitted() {
         tracing::warn!(
             %error,
@@ -74,13 +79,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         policy: config.policy,
         own,
         published,
-        max_flows,
+        limits,
     });
     sessions.published().serve(&sessions)?;
     tracing::info!(
         address = %config.listen,
-        max_flows,
-        ring_memory_mib_per_enclave = max_flows * (RECEIVE_RING + SEND_RING) / (1024 * 1024),
+        max_flows = limits.flows,
+        most_ring_memory_mib_per_enclave = limits.worst_case() / MIB,
         "listening"
     );
 

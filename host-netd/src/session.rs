@@ -1,6 +1,6 @@
 //! Sessions: the handshake of each link, and a thread with a data loop for it.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Limits};
 use crate::io::{Command, DataLoop, Handle, Services};
 use crate::limits::{MAX_HANDSHAKES, MAX_SESSIONS};
 use crate::listen::{Link, Listener, Peer};
@@ -26,8 +26,8 @@ pub struct Shared {
     pub own: Arc<LocalAddresses>,
     /// Published ports.
     pub published: Published,
-    /// Flows of one session.
-    pub max_flows: usize,
+    /// What one session may use.
+    pub limits: Limits,
 }
 
 /// All enclaves of this host-netd.
@@ -200,14 +200,14 @@ impl Sessions {
             policy,
             own,
             published,
-            max_flows,
+            limits,
         } = &self.shared;
         let engine = Engine::new(
             hello,
             established.features,
             policy.clone(),
             Arc::clone(own),
-            *max_flows,
+            *limits,
             now,
         );
         let stream = link.into_stream().context("the link broke")?;

@@ -193,6 +193,7 @@ fn host_netd_refuses_wrong_input() {
         ("publish = ['x']", &["publish", "x"]),
         ("rules = ['permit all']", &["rules", "permit all"]),
         ("max_flows = 0", &["max_flows", "0"]),
+        ("ring_memory_mib = 1", &["ring_memory_mib", "1"]),
         ("cids = []", &["cids"]),
         ("this is no toml", &["line 1"]),
     ] {

@@ -157,7 +157,7 @@ impl Engine {
         let key = mapping(protocol, src);
         let (flow, is_new) = match self.table.get(&key) {
             Some(&flow) => (flow, false),
-            None if self.flows.len() >= self.max_flows => {
+            None if self.flows.len() >= self.limits.flows => {
                 self.limit_reached(DropReason::FlowLimit, now);
                 self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, payload);
                 return Effect::None;
@@ -229,7 +229,8 @@ impl Engine {
             DatagramKind::Udp => build::udp_headroom(ipv6),
             DatagramKind::Echo => build::echo_headroom(ipv6) - ICMP_HEADER,
         };
-        self.queue
+        self.link
+            .queue
             .packet_space()
             .map(|space| &mut space[VnetHeader::LEN + headroom..])
     }
@@ -266,18 +267,18 @@ impl Engine {
     }
 
     fn commit_udp(&mut self, from: SocketAddr, to: SocketAddr, hop_limit: u8, length: usize) {
-        let Some(space) = self.queue.packet_space() else {
+        let Some(space) = self.link.queue.packet_space() else {
             return;
         };
         let (header, packet) = space.split_at_mut(VnetHeader::LEN);
         let (total, mut vnet) = build::udp(packet, from, to, hop_limit, length);
-        if !self.features.contains(Features::CHECKSUM) {
+        if !self.link.features.contains(Features::CHECKSUM) {
             build::complete_checksum(&mut packet[..total], &vnet);
             vnet = VnetHeader::NONE;
         }
         header.copy_from_slice(&vnet.encode());
-        self.queue.commit_packet(VnetHeader::LEN + total);
-        self.counters.to_enclave.count(total);
+        self.link.queue.commit_packet(VnetHeader::LEN + total);
+        self.link.traffic.count(total);
     }
 
     fn commit_echo(
@@ -287,7 +288,7 @@ impl Engine {
         hop_limit: u8,
         length: usize,
     ) -> bool {
-        let Some(space) = self.queue.packet_space() else {
+        let Some(space) = self.link.queue.packet_space() else {
             return false;
         };
         let packet = &mut space[VnetHeader::LEN..];
@@ -306,8 +307,8 @@ impl Engine {
         let payload = length - ICMP_HEADER;
         let total = build::echo(packet, from, enclave.ip(), hop_limit, header, payload);
         space[..VnetHeader::LEN].copy_from_slice(&VnetHeader::NONE.encode());
-        self.queue.commit_packet(VnetHeader::LEN + total);
-        self.counters.to_enclave.count(total);
+        self.link.queue.commit_packet(VnetHeader::LEN + total);
+        self.link.traffic.count(total);
         true
     }
 
@@ -390,7 +391,7 @@ impl Engine {
     pub fn dns_answer(&mut self, gateway: SocketAddr, client: SocketAddr, message: &[u8]) -> bool {
         let headroom = build::udp_headroom(client.is_ipv6());
         let message = &message[..message.len().min(build::MAX_UDP_PAYLOAD)];
-        let Some(space) = self.queue.packet_space() else {
+        let Some(space) = self.link.queue.packet_space() else {
             self.counters.drop(DropReason::LinkFull);
             return false;
         };

@@ -57,6 +57,8 @@ reasons! {
     DeniedReserved = "denied_reserved",
     /// `MAX_FLOWS`, or the limit of open files.
     FlowLimit = "flow_limit",
+    /// `ring_memory_mib`: new flows are refused, or a flow kept bytes back beyond it.
+    MemoryLimit = "memory_limit",
     /// `MAX_DIALS`.
     DialLimit = "dial_limit",
     /// `MAX_DNS_QUERIES` or `MAX_DNS_STREAMS`.
@@ -88,8 +90,6 @@ impl From<PacketError> for DropReason {
 pub struct Counters {
     /// Packets and bytes from the enclave.
     pub from_enclave: Traffic,
-    /// Packets and bytes to the enclave.
-    pub to_enclave: Traffic,
     /// TCP flows, UDP mappings and echo flows that were opened.
     pub flows_opened: u64,
     drops: [u64; DropReason::ALL.len()],

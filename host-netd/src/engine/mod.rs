@@ -21,23 +21,27 @@ mod datagram;
 mod device;
 mod effect;
 mod fragments;
+mod memory;
 mod rings;
 mod route;
 mod stack;
 mod tcp;
 mod timers;
+mod window;
 
 pub use datagram::DatagramKind;
 pub use effect::{DialError, DialTarget, Effect, Egress, Outgoing};
 pub use stack::Standing;
 pub use tcp::TcpFlow;
 
-use crate::limits::WARN_INTERVAL;
+use crate::limits::{SHORT_WINDOW, WARN_INTERVAL};
 use crate::local::LocalAddresses;
 use datagram::DatagramFlow;
-use drops::{Counters, DropReason};
+use device::LinkSide;
+use drops::{Counters, DropReason, Traffic};
 use fragments::{FragmentError, Reassembly};
 use hashbrown::HashMap;
+use memory::Memory;
 use netd_proto::build::{self, IcmpError};
 use netd_proto::frame::Queue;
 use netd_proto::handshake::{Features, Hello};
@@ -53,6 +57,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use timers::{Deadline, Timers};
+use window::Share;
 
 /// Names one flow of an engine; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,21 +103,39 @@ struct Entry {
     flow: Flow,
 }
 
+/// What one enclave may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Flows, all protocols together.
+    pub flows: usize,
+    /// Bytes of memory in the rings of all flows. A quarter more can be in use, and
+    /// [`SHORT_WINDOW`](crate::limits::SHORT_WINDOW) a flow.
+    pub ring_memory: usize,
+}
+
+impl Limits {
+    /// The most ring memory that can ever be in use, in bytes.
+    pub fn worst_case(&self) -> usize {
+        self.ring_memory + self.ring_memory / 4 + self.flows * SHORT_WINDOW
+    }
+}
+
 /// All flows of one enclave.
 #[derive(Debug)]
 pub struct Engine {
     epoch: Instant,
-    features: Features,
     router: Router,
-    max_flows: usize,
+    limits: Limits,
     table: HashMap<FlowKey, FlowId>,
     flows: Slab<Entry>,
     dialing: usize,
     next_generation: u32,
     timers: Timers,
     rings: RingPool,
+    memory: Memory,
+    share: Share,
     reassembly: Reassembly,
-    queue: Queue,
+    link: LinkSide,
     counters: Counters,
     seeds: RandomState,
     /// When a limit was last warned of.
@@ -126,22 +149,29 @@ impl Engine {
         features: Features,
         policy: Policy,
         own: Arc<LocalAddresses>,
-        max_flows: usize,
+        limits: Limits,
         now: Instant,
     ) -> Engine {
+        let link = LinkSide {
+            queue: Queue::new(),
+            features,
+            mtu: hello.mtu,
+            traffic: Traffic::default(),
+        };
         Engine {
             epoch: now,
-            features,
             router: Router::new(hello, policy, own),
-            max_flows,
+            limits,
             table: HashMap::new(),
             flows: Slab::new(),
             dialing: 0,
             next_generation: 0,
             timers: Timers::default(),
             rings: RingPool::default(),
+            memory: Memory::new(limits.ring_memory),
+            share: Share::default(),
             reassembly: Reassembly::default(),
-            queue: Queue::new(),
+            link,
             counters: Counters::default(),
             seeds: RandomState::new(),
             warned: None,
@@ -150,7 +180,12 @@ impl Engine {
 
     /// Frames for the link.
     pub fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
+        &mut self.link.queue
+    }
+
+    /// Packets and bytes to the enclave so far.
+    pub fn to_enclave(&self) -> Traffic {
+        self.link.traffic
     }
 
     /// What happened so far.
@@ -240,13 +275,13 @@ impl Engine {
         self.table.remove(&entry.key);
         match entry.flow {
             Flow::Dialing(_) => self.dialing -= 1,
-            Flow::Tcp(stack) => self.rings.recycle(stack.into_socket()),
+            Flow::Tcp(stack) => self.rings.recycle(stack.into_socket(&mut self.memory)),
             Flow::Datagram(_) => {}
         }
         if self.timers.is_stale(self.flows.len()) {
             self.timers
                 .rebuild(self.flows.iter_mut().map(|(index, entry)| {
-                    #[expect(clippy::cast_possible_truncation, reason = "bounded by max_flows")]
+                    #[expect(clippy::cast_possible_truncation, reason = "bounded by limits.flows")]
                     let id = FlowId {
                         index: index as u32,
                         generation: entry.generation,
@@ -278,6 +313,7 @@ impl Engine {
                 Flow::Dialing(_) => {}
                 Flow::Tcp(stack) => {
                     stack.expire(at);
+                    stack.account(&mut self.memory);
                     return Some(Effect::Turn(id));
                 }
                 Flow::Datagram(_) => {
@@ -304,7 +340,7 @@ impl Engine {
             deadline: Deadline::default(),
             flow,
         };
-        #[expect(clippy::cast_possible_truncation, reason = "bounded by max_flows")]
+        #[expect(clippy::cast_possible_truncation, reason = "bounded by limits.flows")]
         let id = FlowId {
             index: self.flows.insert(entry) as u32,
             generation,
@@ -357,7 +393,7 @@ impl Engine {
 
     /// Queues a packet that `write` makes, complete with its checksum.
     fn send_packet(&mut self, write: impl FnOnce(&mut [u8]) -> usize) {
-        let Some(space) = self.queue.packet_space() else {
+        let Some(space) = self.link.queue.packet_space() else {
             self.counters.drop(DropReason::LinkFull);
             return;
         };
@@ -365,8 +401,8 @@ impl Engine {
         let length = write(packet);
         if length > 0 {
             header.copy_from_slice(&VnetHeader::NONE.encode());
-            self.queue.commit_packet(VnetHeader::LEN + length);
-            self.counters.to_enclave.count(length);
+            self.link.queue.commit_packet(VnetHeader::LEN + length);
+            self.link.traffic.count(length);
         }
     }
 

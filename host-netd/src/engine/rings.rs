@@ -40,9 +40,25 @@ unsafe impl Send for Rings {}
 impl Rings {
     fn map() -> nix::Result<Rings> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a new private mapping at an address of the kernel's choice.
-        let address = unsafe { mmap_anonymous(None, LENGTH, protection, MapFlags::MAP_PRIVATE)? };
-        Ok(Rings { address })
+        let address = unsafe { mmap_anonymous(None, LENGTH, protection, flags)? };
+        let rings = Rings { address };
+        // Where the kernel hands out huge pages unasked, an idle flow would cost one. A kernel
+        // without huge pages does not know the advice.
+        let _ = rings.advise(MmapAdvise::MADV_NOHUGEPAGE);
+        Ok(rings)
+    }
+
+    /// Gives the pages back to the kernel; they read as zero afterwards.
+    fn release(&self) -> nix::Result<()> {
+        self.advise(MmapAdvise::MADV_DONTNEED)
+    }
+
+    fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {
+        // SAFETY: plain anonymous memory of this value; where a socket borrows it, what is in it
+        // is either kept or, with MADV_DONTNEED, not looked at before it is written again.
+        unsafe { madvise(self.address, LENGTH.get(), advice) }
     }
 }
 
@@ -97,6 +113,14 @@ impl FlowSocket {
         rings
     }
 
+    /// Gives the pages of both rings back to the kernel. Nothing may be in them.
+    pub(super) fn release(&mut self) {
+        debug_assert_eq!(self.socket_ref().recv_queue(), 0);
+        debug_assert_eq!(self.socket_ref().send_queue(), 0);
+        // Kept pages cost memory and nothing else.
+        let _ = self.rings.release();
+    }
+
     pub(super) fn set(&mut self) -> &mut SocketSet<'static> {
         &mut self.sockets
     }
@@ -137,10 +161,7 @@ impl RingPool {
             self.idle.push(rings);
         } else if self.idle.len() < POOLED_RINGS {
             // Keep the mapping but not its pages.
-            // SAFETY: plain anonymous memory that nothing borrows; it reads as zero afterwards.
-            let advised =
-                unsafe { madvise(rings.address, LENGTH.get(), MmapAdvise::MADV_DONTNEED) };
-            if advised.is_ok() {
+            if rings.release().is_ok() {
                 self.idle.insert(0, rings);
             }
         }

@@ -40,10 +40,6 @@ impl Router {
         &mut self.policy
     }
 
-    pub(super) fn mtu(&self) -> u16 {
-        self.hello.mtu
-    }
-
     /// The enclave's address of the family of `like`.
     pub(super) fn enclave(&self, like: IpAddr) -> IpAddr {
         match like {

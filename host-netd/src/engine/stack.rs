@@ -1,15 +1,17 @@
 //! The smoltcp end of one TCP flow.
 //!
 //! smoltcp scans all sockets of an interface for every packet, so each flow has an interface and
-//! a socket of its own (about 1.3 KiB besides the rings). The interface's address is the flow's
+//! a socket of its own (about 1.4 KiB besides the rings). The interface's address is the flow's
 //! destination with prefix 0: everything is on its link and no routes are needed. The link loses
 //! nothing, so there is no congestion control, no delayed ACK and no Nagle; smoltcp has no
 //! timeouts for half-open states, [`ENCLAVE_HANDSHAKE`] and [`ENCLAVE_KEEPALIVE`] stand in.
 
-use super::device::LinkDevice;
+use super::device::{LinkDevice, LinkSide};
+use super::memory::Memory;
 use super::rings::FlowSocket;
-use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE};
-use netd_proto::packet::FlowKey;
+use super::window::{Recent, Window};
+use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE, RECEIVE_RING, RING_IDLE, SEND_RING};
+use netd_proto::packet::{FlowKey, Packet, Transport};
 use smoltcp::iface::{Config, Interface, PollResult};
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::{Duration, Instant};
@@ -29,6 +31,18 @@ pub(super) struct Stack {
     /// more: at the end of TIME-WAIT it would forget received bytes that a slow reader outside
     /// has not taken yet.
     silent: bool,
+    ipv6: bool,
+    window: Window,
+    /// How much came from the enclave lately.
+    pub(super) recent: Recent,
+    /// Bytes that passed through each ring since it was last given back: its touched pages.
+    received: usize,
+    sent: usize,
+    /// What of it is counted in [`Memory`].
+    counted: usize,
+    /// Bytes moved since the last look at `moved_at`.
+    moved: bool,
+    moved_at: Instant,
 }
 
 /// Where an open flow stands.
@@ -55,11 +69,11 @@ impl Stack {
     pub(super) fn listen(
         key: &FlowKey,
         socket: FlowSocket,
-        device: &mut LinkDevice<'_>,
+        link: &mut LinkSide,
         now: Instant,
         seed: u64,
     ) -> Stack {
-        let mut stack = Stack::new(key, socket, device, now, seed);
+        let mut stack = Stack::new(key, socket, link, now, seed);
         let listening = stack.socket.socket().listen(IpEndpoint::from(key.dst));
         debug_assert_eq!(listening, Ok(()), "a fresh socket listens");
         stack
@@ -69,11 +83,11 @@ impl Stack {
     pub(super) fn connect(
         key: &FlowKey,
         socket: FlowSocket,
-        device: &mut LinkDevice<'_>,
+        link: &mut LinkSide,
         now: Instant,
         seed: u64,
     ) -> Stack {
-        let mut stack = Stack::new(key, socket, device, now, seed);
+        let mut stack = Stack::new(key, socket, link, now, seed);
         let context = stack.interface.context();
         let (remote, local) = (IpEndpoint::from(key.src), IpEndpoint::from(key.dst));
         let connecting = stack.socket.socket().connect(context, remote, local);
@@ -84,13 +98,21 @@ impl Stack {
     fn new(
         key: &FlowKey,
         mut socket: FlowSocket,
-        device: &mut LinkDevice<'_>,
+        link: &mut LinkSide,
         now: Instant,
         seed: u64,
     ) -> Stack {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
-        let mut interface = Interface::new(config, device, now);
+        let (ipv6, mut window) = (key.src.is_ipv6(), Window::default());
+        let mut device = LinkDevice {
+            received: None,
+            link,
+            window: &mut window,
+            allowance: 0,
+            ipv6,
+        };
+        let mut interface = Interface::new(config, &mut device, now);
         interface.update_ip_addrs(|addresses| {
             // NOTE: the vector holds two.
             let _ = addresses.push(IpCidr::new(key.dst.ip().into(), 0));
@@ -106,11 +128,20 @@ impl Stack {
             enclave_finished: false,
             host_finished: false,
             silent: false,
+            ipv6,
+            window,
+            recent: Recent::default(),
+            received: 0,
+            sent: 0,
+            counted: 0,
+            moved: false,
+            moved_at: now,
         }
     }
 
     /// Gives the rings back.
-    pub(super) fn into_socket(self) -> FlowSocket {
+    pub(super) fn into_socket(self, memory: &mut Memory) -> FlowSocket {
+        memory.count(self.counted, 0);
         self.socket
     }
 
@@ -122,26 +153,56 @@ impl Stack {
         self.socket.socket_ref().state()
     }
 
-    /// Takes the packet in `device`.
-    pub(super) fn ingress(&mut self, device: &mut LinkDevice<'_>, now: Instant) {
+    /// Takes a segment of this flow, and tells how many bytes it carried.
+    pub(super) fn ingress(
+        &mut self,
+        packet: &Packet<'_>,
+        link: &mut LinkSide,
+        allowance: usize,
+        now: Instant,
+    ) -> usize {
+        let Transport::Tcp(tcp) = packet.transport() else {
+            return 0;
+        };
+        self.window.received(tcp);
+        let bytes = tcp.payload().len();
+        self.received += bytes;
+        self.moved |= bytes > 0;
+        let mut device = LinkDevice {
+            received: Some(packet.bytes()),
+            link,
+            window: &mut self.window,
+            allowance,
+            ipv6: self.ipv6,
+        };
         self.interface
-            .poll_ingress_single(now, device, self.socket.set());
+            .poll_ingress_single(now, &mut device, self.socket.set());
         if matches!(
             self.state(),
             State::CloseWait | State::Closing | State::LastAck | State::TimeWait
         ) {
             self.enclave_finished = true;
         }
+        bytes
     }
 
     /// Sends one segment if there is one to send. The link is known to have room.
-    pub(super) fn egress(&mut self, device: &mut LinkDevice<'_>, now: Instant) -> bool {
+    pub(super) fn egress(&mut self, link: &mut LinkSide, allowance: usize, now: Instant) -> bool {
         if self.silent {
             return false;
         }
         let before = self.state();
         self.silent = before == State::TimeWait;
-        let sent = self.interface.poll_egress(now, device, self.socket.set())
+        let mut device = LinkDevice {
+            received: None,
+            link,
+            window: &mut self.window,
+            allowance,
+            ipv6: self.ipv6,
+        };
+        let sent = self
+            .interface
+            .poll_egress(now, &mut device, self.socket.set())
             == PollResult::SocketStateChanged;
         // An enclave that acknowledges a FIN it was not sent while its window is shut leaves
         // smoltcp with a window probe that is due for ever.
@@ -159,12 +220,47 @@ impl Stack {
         if self.silent {
             return None;
         }
-        let at = self.interface.poll_at(now, self.socket.set_ref());
-        let handshake = self.handshake_end();
-        match (at, handshake) {
-            (Some(at), Some(end)) => Some(at.min(end)),
-            (at, end) => at.or(end),
+        if std::mem::take(&mut self.moved) {
+            self.moved_at = now;
         }
+        let at = self.interface.poll_at(now, self.socket.set_ref());
+        [at, self.handshake_end(), self.idle_from()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Bytes of its rings' touched pages.
+    fn touched(&self) -> usize {
+        self.received.min(RECEIVE_RING) + self.sent.min(SEND_RING)
+    }
+
+    /// Counts its rings among those of all flows.
+    pub(super) fn account(&mut self, memory: &mut Memory) {
+        let touched = self.touched();
+        memory.count(self.counted, touched);
+        self.counted = touched;
+    }
+
+    /// When its rings are to be given back, if nothing moves until then.
+    fn idle_from(&self) -> Option<Instant> {
+        (self.touched() > 0 && self.is_drained()).then(|| self.moved_at + RING_IDLE.into())
+    }
+
+    fn is_drained(&self) -> bool {
+        let tcp = self.socket.socket_ref();
+        tcp.recv_queue() == 0 && tcp.send_queue() == 0 && self.window.has_no_gap()
+    }
+
+    /// Gives the rings' pages back; false if something lies in them.
+    pub(super) fn release(&mut self) -> bool {
+        let drained = self.is_drained();
+        if drained && self.touched() > 0 {
+            self.socket.release();
+            self.received = 0;
+            self.sent = 0;
+        }
+        drained
     }
 
     fn handshake_end(&self) -> Option<Instant> {
@@ -172,10 +268,14 @@ impl Stack {
             .then(|| self.opened + Duration::from(ENCLAVE_HANDSHAKE))
     }
 
-    /// Resets a connection whose handshake the enclave does not complete.
+    /// Resets a connection whose handshake the enclave does not complete, and gives rings back
+    /// that were idle for long.
     pub(super) fn expire(&mut self, now: Instant) {
         if self.handshake_end().is_some_and(|end| end <= now) {
             self.tcp().abort();
+        }
+        if self.idle_from().is_some_and(|at| at <= now) {
+            self.release();
         }
     }
 
@@ -189,19 +289,37 @@ impl Stack {
         tcp.recv(|bytes| take(bytes)).ok()
     }
 
-    /// Lends room for bytes to the enclave; `fill` tells how many it wrote. `None` if there is no
-    /// room now.
-    pub(super) fn send<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
-        let tcp = self.tcp();
-        if !tcp.can_send() {
+    /// Lends room for bytes to the enclave, as long as less than `most` wait; `fill` tells how
+    /// many it wrote. `None` if there is no room now.
+    pub(super) fn send<R>(
+        &mut self,
+        most: usize,
+        fill: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Option<R> {
+        let room = self.room(most);
+        if room == 0 {
             return None;
         }
-        tcp.send(fill).ok()
+        let mut written = 0;
+        let result = self.tcp().send(|space| {
+            let length = space.len().min(room);
+            let (n, result) = fill(&mut space[..length]);
+            written = n;
+            (n, result)
+        });
+        self.sent += written;
+        self.moved |= written > 0;
+        result.ok()
     }
 
-    /// Whether bytes to the enclave would be taken.
-    pub(super) fn can_send(&self) -> bool {
-        self.socket.socket_ref().can_send()
+    /// Bytes to the enclave that would be taken if `most` may wait.
+    pub(super) fn room(&self, most: usize) -> usize {
+        let tcp = self.socket.socket_ref();
+        if tcp.can_send() {
+            most.saturating_sub(tcp.send_queue())
+        } else {
+            0
+        }
     }
 
     /// Whether everything that the enclave sent was received, up to its FIN.

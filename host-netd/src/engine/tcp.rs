@@ -12,13 +12,12 @@
 //! stands, so the enclave's kernel sees a SYN-ACK then and not earlier, and a flow that is never
 //! answered costs no rings.
 
-use super::device::{LinkDevice, interface_mtu};
 use super::drops::DropReason;
 use super::effect::{DialError, DialTarget, Effect, Egress};
 use super::route::{DENIED, Route};
 use super::stack::{Stack, Standing};
 use super::{DNS_PORT, Engine, Entry, Flow, FlowId};
-use crate::limits::{MAX_DIALS, MAX_SYN};
+use crate::limits::{FIRST_WINDOW, MAX_DIALS, MAX_SYN, SEND_RING};
 use netd_proto::packet::{FlowKey, Packet, Protocol, Transport};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -50,10 +49,12 @@ impl Engine {
                 return Effect::None;
             }
         };
-        let limit = if self.flows.len() >= self.max_flows {
+        let limit = if self.flows.len() >= self.limits.flows {
             Some(DropReason::FlowLimit)
         } else if self.dialing >= MAX_DIALS {
             Some(DropReason::DialLimit)
+        } else if self.memory.is_used_up() {
+            Some(DropReason::MemoryLimit)
         } else if packet.bytes().len() > MAX_SYN {
             Some(DropReason::Malformed)
         } else {
@@ -85,14 +86,14 @@ impl Engine {
                 Effect::Gone(id)
             }
             Flow::Tcp(stack) => {
-                let mut device = LinkDevice {
-                    received: Some(packet.bytes()),
-                    queue: &mut self.queue,
-                    features: self.features,
-                    mtu: self.router.mtu(),
-                    traffic: &mut self.counters.to_enclave,
-                };
-                stack.ingress(&mut device, at);
+                let allowance = self.memory.allowance(self.share.window(&stack.recent));
+                let bytes = stack.ingress(packet, &mut self.link, allowance, at);
+                self.share.received(&mut stack.recent, bytes, at);
+                stack.account(&mut self.memory);
+                if bytes > 0 && self.memory.is_overdrawn() && !stack.release() {
+                    stack.abort();
+                    self.limit_reached(DropReason::MemoryLimit, now);
+                }
                 Effect::Turn(id)
             }
             Flow::Datagram(_) => unreachable!("a TCP key leads to a TCP flow"),
@@ -112,23 +113,16 @@ impl Engine {
             return false;
         };
         let (syn, key) = (std::mem::take(syn), entry.key);
-        self.dialing -= 1;
-        let Some(socket) = self.rings.socket() else {
+        let (Some(socket), Ok(packet)) = (self.rings.socket(), Packet::parse(&syn)) else {
             tracing::warn!("no memory for the rings of a flow: it is refused");
-            self.dialing += 1;
             self.flows[id.index()].flow = Flow::Dialing(syn);
             self.dial_failed(id, DialError::Refused);
             return false;
         };
-        let mut device = LinkDevice {
-            received: Some(&syn),
-            queue: &mut self.queue,
-            features: self.features,
-            mtu: interface_mtu(key.src.is_ipv6(), self.features, self.router.mtu()),
-            traffic: &mut self.counters.to_enclave,
-        };
-        let mut stack = Stack::listen(&key, socket, &mut device, at, seed);
-        stack.ingress(&mut device, at);
+        self.dialing -= 1;
+        let mut stack = Stack::listen(&key, socket, &mut self.link, at, seed);
+        let allowance = self.memory.allowance(FIRST_WINDOW);
+        stack.ingress(&packet, &mut self.link, allowance, at);
         self.flows[id.index()].flow = Flow::Tcp(Box::new(stack));
         true
     }
@@ -173,8 +167,10 @@ impl Engine {
             src: enclave,
             dst: SocketAddr::new(seen, client.port()),
         };
-        let reason = if self.flows.len() >= self.max_flows {
+        let reason = if self.flows.len() >= self.limits.flows {
             Some(DropReason::FlowLimit)
+        } else if self.memory.is_used_up() {
+            Some(DropReason::MemoryLimit)
         } else if self.table.contains_key(&key) || seen == enclave.ip() {
             Some(DropReason::InboundCollision)
         } else {
@@ -190,25 +186,19 @@ impl Engine {
         };
         let id = self.insert(key, Flow::Dialing(Vec::new()));
         let (at, seed) = (self.micros(now), self.seed(id));
-        let mut device = LinkDevice {
-            received: None,
-            queue: &mut self.queue,
-            features: self.features,
-            mtu: interface_mtu(key.src.is_ipv6(), self.features, self.router.mtu()),
-            traffic: &mut self.counters.to_enclave,
-        };
-        let stack = Stack::connect(&key, socket, &mut device, at, seed);
+        let stack = Stack::connect(&key, socket, &mut self.link, at, seed);
         self.flows[id.index()].flow = Flow::Tcp(Box::new(stack));
         Ok(id)
     }
 
     /// An open TCP flow.
     pub fn tcp(&mut self, id: FlowId) -> Option<TcpFlow<'_>> {
+        let room = self.memory.allowance(SEND_RING);
         match self.entry(id)? {
             Entry {
                 flow: Flow::Tcp(stack),
                 ..
-            } => Some(TcpFlow(stack)),
+            } => Some(TcpFlow { stack, room }),
             _ => None,
         }
     }
@@ -225,29 +215,29 @@ impl Engine {
         if entry.generation != id.generation {
             return Egress::Done;
         }
-        let begun = self.queue.len();
-        loop {
-            if !self.queue.has_room() {
-                return Egress::LinkFull;
+        let allowance = self.memory.allowance(self.share.window(&stack.recent));
+        let begun = self.link.queue.len();
+        let result = loop {
+            if !self.link.queue.has_room() {
+                break Egress::LinkFull;
             }
-            let mut device = LinkDevice {
-                received: None,
-                queue: &mut self.queue,
-                features: self.features,
-                mtu: self.router.mtu(),
-                traffic: &mut self.counters.to_enclave,
-            };
-            if !stack.egress(&mut device, at) {
-                break;
+            if !stack.egress(&mut self.link, allowance, at) {
+                break Egress::Done;
             }
-            if self.queue.len() - begun >= quantum {
-                return Egress::More;
+            if self.link.queue.len() - begun >= quantum {
+                break Egress::More;
             }
+        };
+        if self.memory.is_short() {
+            stack.release();
         }
-        let poll_at = stack.poll_at(at).map(|at| self.epoch + micros(at));
-        entry.deadline.set(poll_at);
-        self.timers.arm(id, &mut entry.deadline);
-        Egress::Done
+        stack.account(&mut self.memory);
+        if result == Egress::Done {
+            let poll_at = stack.poll_at(at).map(|at| self.epoch + micros(at));
+            entry.deadline.set(poll_at);
+            self.timers.arm(id, &mut entry.deadline);
+        }
+        result
     }
 }
 
@@ -257,43 +247,47 @@ fn micros(at: smoltcp::time::Instant) -> Duration {
 
 /// An open TCP flow: bytes from and to the enclave.
 #[derive(Debug)]
-pub struct TcpFlow<'a>(&'a mut Stack);
+pub struct TcpFlow<'a> {
+    stack: &'a mut Stack,
+    /// Bytes to the enclave that may wait.
+    room: usize,
+}
 
 impl TcpFlow<'_> {
     /// Lends the next bytes from the enclave; `take` tells how many it took, and anything else.
     /// `None` if there are none now.
     pub fn receive<R>(&mut self, take: impl FnOnce(&[u8]) -> (usize, R)) -> Option<R> {
-        self.0.receive(take)
+        self.stack.receive(take)
     }
 
     /// Lends room for bytes to the enclave; `fill` tells how many it wrote, and anything else.
     /// `None` if there is no room now.
     pub fn send<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
-        self.0.send(fill)
+        self.stack.send(self.room, fill)
     }
 
     /// Whether there is room for bytes to the enclave.
     pub fn can_send(&self) -> bool {
-        self.0.can_send()
+        self.stack.room(self.room) > 0
     }
 
     /// Whether everything the enclave sent was taken, and it sends nothing more.
     pub fn enclave_finished(&self) -> bool {
-        self.0.enclave_finished()
+        self.stack.enclave_finished()
     }
 
     /// The host side sends nothing more: FIN, behind what was sent.
     pub fn finish(&mut self) {
-        self.0.finish();
+        self.stack.finish();
     }
 
     /// RST with the next [`Engine::egress`].
     pub fn abort(&mut self) {
-        self.0.abort();
+        self.stack.abort();
     }
 
     /// Where the flow stands.
     pub fn standing(&self) -> Standing {
-        self.0.standing()
+        self.stack.standing()
     }
 }

@@ -17,7 +17,14 @@ const RST: u8 = 4;
 const ACK: u8 = 16;
 
 /// Every flow limit of these tests.
+mod memory;
+
 const FLOWS: usize = 50;
+
+const LIMITS: Limits = Limits {
+    flows: FLOWS,
+    ring_memory: 8 * 1024 * 1024,
+};
 
 struct Bed {
     engine: Engine,
@@ -79,7 +86,7 @@ impl Bed {
         let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().expect(rule)).collect();
         let now = Instant::now();
         let own = LocalAddresses::fixed(&["198.51.100.7"]);
-        let engine = Engine::new(hello(), features, Policy::new(rules), own, FLOWS, now);
+        let engine = Engine::new(hello(), features, Policy::new(rules), own, LIMITS, now);
         Bed { engine, now }
     }
 
@@ -494,7 +501,7 @@ fn resets_travel_both_ways() {
     assert_eq!(reset.flags & RST, RST);
 }
 
-/// The way round smoltcp's window deadlock (`device::shrink_window`). A whole unit of the scaled
+/// The way round smoltcp's window deadlock (`Window::limit`). A whole unit of the scaled
 /// window and a byte more make its right edge move back, by a unit less that byte, after it was
 /// promised.
 #[test]

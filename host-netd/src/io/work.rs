@@ -484,15 +484,15 @@ impl Work {
     }
 
     pub(super) fn report(&mut self, what: &str) {
-        let flows = self.engine.flow_count();
+        let (flows, to_enclave) = (self.engine.flow_count(), self.engine.to_enclave());
         let counters = self.engine.counters();
         tracing::info!(
             flows,
             flows_opened = counters.flows_opened,
             packets_from_enclave = counters.from_enclave.packets,
             bytes_from_enclave = counters.from_enclave.bytes,
-            packets_to_enclave = counters.to_enclave.packets,
-            bytes_to_enclave = counters.to_enclave.bytes,
+            packets_to_enclave = to_enclave.packets,
+            bytes_to_enclave = to_enclave.bytes,
             drops = %counters.drop_summary(),
             "{what}"
         );
