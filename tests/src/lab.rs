@@ -123,6 +123,7 @@ pub struct Lab {
     pub internet: Machine,
     name: String,
     dir: TempDir,
+    binaries: PathBuf,
     configs: AtomicUsize,
 }
 
@@ -138,6 +139,14 @@ impl Lab {
     /// # Panics
     /// When not run by root, or a tool is missing.
     pub fn new() -> Lab {
+        Lab::with_daemons_of(binaries())
+    }
+
+    /// The same, with the daemons of that folder.
+    ///
+    /// # Panics
+    /// As [`Lab::new`].
+    pub fn with_daemons_of(binaries: PathBuf) -> Lab {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test makes network namespaces and needs root: run `sudo -E scripts/test`"
@@ -182,7 +191,31 @@ impl Lab {
             internet,
             name,
             dir,
+            binaries,
             configs: AtomicUsize::new(0),
+        }
+    }
+
+    /// Makes a further machine with nothing in its network, as an enclave is before its daemon runs.
+    pub fn machine(&self, name: &str) -> Machine {
+        self.machine_around(name, None)
+    }
+
+    /// The same, around the network namespace of a process if there is one already.
+    pub fn machine_around(&self, name: &str, net_of: Option<Pid>) -> Machine {
+        let machine = Machine::around(name, &self.name, self.dir().join(name), net_of);
+        let script = servers_dir().join("set-up-machine");
+        machine.run(script.to_str().unwrap(), &["enclave"]).ok();
+        machine
+    }
+
+    /// Ends all that runs in its machines and removes its folder: for one who is about to exit
+    /// without dropping it.
+    pub fn abandon(&self) -> impl Fn() + Send + Sync + 'static {
+        let (name, dir) = (self.name.clone(), self.dir().to_owned());
+        move || {
+            end_marked(|mark| mark == name);
+            let _ = fs::remove_dir_all(&dir);
         }
     }
 
@@ -208,7 +241,7 @@ impl Lab {
     pub fn binary(&self, name: &str) -> String {
         let here = self.dir().join(name);
         if !here.exists() {
-            let built = binaries().join(name);
+            let built = self.binaries.join(name);
             assert!(
                 built.exists(),
                 "{} is missing: run `cargo build --workspace` first, or set NETD_BIN_DIR",

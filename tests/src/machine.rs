@@ -3,6 +3,7 @@
 use crate::process::{Done, Process};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
@@ -24,7 +25,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A network namespace and a mount namespace.
 #[derive(Debug)]
 pub struct Machine {
-    name: &'static str,
+    name: String,
     dir: PathBuf,
     lab: String,
     net: OwnedFd,
@@ -36,14 +37,26 @@ pub struct Machine {
 
 impl Machine {
     /// Makes a machine whose files lie in `dir`.
-    pub(crate) fn new(name: &'static str, lab: &str, dir: PathBuf) -> Machine {
+    pub(crate) fn new(name: &str, lab: &str, dir: PathBuf) -> Machine {
+        Machine::around(name, lab, dir, None)
+    }
+
+    /// The same, around the network namespace of a process if there is one already.
+    pub(crate) fn around(name: &str, lab: &str, dir: PathBuf, net_of: Option<Pid>) -> Machine {
         fs::create_dir_all(&dir).expect("cannot make the machine's folder");
         let (jobs, queue) = channel::<Job>();
         let (made, ready) = channel();
         let etc = dir.join("etc.original");
         let starter = thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-                .expect("cannot make namespaces: is this root with CAP_SYS_ADMIN?");
+            const NO_NAMESPACES: &str = "cannot make namespaces: is this root with CAP_SYS_ADMIN?";
+            unshare(CloneFlags::CLONE_NEWNS).expect(NO_NAMESPACES);
+            match net_of {
+                None => unshare(CloneFlags::CLONE_NEWNET).expect(NO_NAMESPACES),
+                Some(pid) => {
+                    let net = File::open(format!("/proc/{pid}/ns/net")).expect("it runs");
+                    setns(net, CloneFlags::CLONE_NEWNET).expect("setns");
+                }
+            }
             private_etc(&etc);
             let open = |what: &str| -> OwnedFd {
                 File::open(format!("/proc/thread-self/ns/{what}"))
@@ -58,7 +71,7 @@ impl Machine {
         });
         let (net, mounts) = ready.recv().expect("the machine could not be made");
         Machine {
-            name,
+            name: name.to_owned(),
             dir,
             lab: lab.to_owned(),
             net,
@@ -115,19 +128,38 @@ impl Machine {
 
     #[track_caller]
     fn run_as(&self, program: &str, arguments: &[&str], user: Option<&str>) -> Done {
+        self.run_limited(program, arguments, user, CLIENT_LIMIT)
+            .unwrap_or_else(|| {
+                let line = arguments.join(" ");
+                panic!("not within {CLIENT_LIMIT} s: {program} {line} ends")
+            })
+    }
+
+    /// Runs a program to its end, or ends it after some seconds and tells nothing.
+    pub fn run_within(&self, seconds: u64, program: &str, arguments: &[&str]) -> Option<Done> {
+        self.run_limited(program, arguments, None, seconds)
+    }
+
+    fn run_limited(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        user: Option<&str>,
+        seconds: u64,
+    ) -> Option<Done> {
         let command = format!("{program} {}", arguments.join(" "));
         let file = self.fresh(program);
         let (out, err) = (file.with_extension("out"), file.with_extension("err"));
         let child = self.start(program, arguments, user, &out, &err);
         let mut process = Process::new(command.clone(), child, err.clone());
-        let status = process.wait(CLIENT_LIMIT);
+        let status = process.ended_within(seconds)?;
         let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
-        Done {
+        Some(Done {
             command,
             status,
             stdout: read(&out),
             stderr: read(&err),
-        }
+        })
     }
 
     /// Runs a line of shell.

@@ -1,6 +1,6 @@
 //! Programs that run in a machine.
 
-use crate::wait::{Deadline, until};
+use crate::wait::{Deadline, LOOK_EVERY, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -102,17 +102,22 @@ impl Process {
         until(seconds, &what, || self.ended())
     }
 
+    /// Waits for its end, `seconds` at most.
+    pub fn ended_within(&mut self, seconds: u64) -> Option<ExitStatus> {
+        let deadline = Deadline::after(seconds);
+        loop {
+            let status = self.ended();
+            if status.is_some() || deadline.is_over() {
+                return status;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
     /// Ends it as an operator would, and by force if that is not enough.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
-        let deadline = Deadline::after(GRACE);
-        while !deadline.is_over() {
-            if let Some(status) = self.ended() {
-                return status;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        self.kill()
+        self.ended_within(GRACE).unwrap_or_else(|| self.kill())
     }
 
     /// `kill -9`.

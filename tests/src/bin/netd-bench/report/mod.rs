@@ -1,0 +1,43 @@
+//! What a run leaves behind.
+
+mod markdown;
+
+use crate::machine_facts::Facts;
+use crate::results::Results;
+use std::fs;
+use std::path::Path;
+
+/// All that a report tells.
+pub(crate) struct Report<'r> {
+    pub(crate) facts: &'r Facts,
+    /// In the order of the columns.
+    pub(crate) subjects: &'r [String],
+    pub(crate) results: &'r Results,
+    pub(crate) seconds: u64,
+    pub(crate) repeats: usize,
+}
+
+impl Report<'_> {
+    /// The table and what belongs to it.
+    pub(crate) fn markdown(&self) -> String {
+        markdown::render(self)
+    }
+
+    /// Writes all its forms into a folder.
+    pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("report.md"), self.markdown())?;
+        let json = serde_json::json!({
+            "machine": self.facts,
+            "seconds": self.seconds,
+            "repeats": self.repeats,
+            "subjects": self.subjects,
+            "metrics": crate::measure::METRICS,
+            "samples": self.results.samples,
+            "gaps": self.results.gaps,
+        });
+        let json = serde_json::to_string_pretty(&json)?;
+        fs::write(dir.join("report.json"), json + "\n")?;
+        Ok(())
+    }
+}
