@@ -16,6 +16,7 @@
 //! the machines: every client and server is a process of its own, as programs are.
 
 mod bed;
+mod check;
 mod load;
 mod machine_facts;
 mod measure;

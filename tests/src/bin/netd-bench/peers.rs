@@ -20,6 +20,18 @@ pub(crate) fn slirp4netns(lab: &Lab, holder: Pid) -> Tunnel {
     named("slirp4netns", lab.parent.spawn("slirp4netns", &arguments))
 }
 
+/// Gives nobody in the parent machine the tun device, with the mode that udev gives it everywhere:
+/// without udev it may be root's alone.
+pub(crate) fn open_tun_to_all(parent: &Machine) -> anyhow::Result<()> {
+    const LINE: &str = "[ $(stat -c %a /dev/net/tun) != 666 ] || exit 0
+        mkdir -p $0 && mount -t tmpfs tun $0 && mknod -m 666 $0/tun c 10 200 &&
+        chmod 666 $0/tun && mount --bind $0/tun /dev/net/tun";
+    let dir = parent.dir().join("tun");
+    let dir = dir.to_str().context("not a path of text")?;
+    bed::finish(parent, 5, "sh", &["-c", LINE, dir])?;
+    Ok(())
+}
+
 /// Serves the namespace of a process from the parent machine, as nobody: it gives up being root
 /// anyway, and then cannot enter a namespace that root owns. No port is forwarded to or from the
 /// parent; its MTU is 65520 by default.

@@ -2,6 +2,7 @@
 
 use crate::INTERRUPTED;
 use crate::bed::Bed;
+use crate::check;
 use crate::machine_facts::Facts;
 use crate::measure::Measure;
 use crate::options::Run;
@@ -45,6 +46,10 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
             }
         }
     }
+    let checks = match options.check {
+        true => check::run(&bed, &subjects)?,
+        false => Vec::new(),
+    };
     for subject in &mut subjects {
         note_peaks(subject, &mut results);
     }
@@ -53,6 +58,7 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
         facts: &facts,
         subjects: &names,
         results: &results,
+        checks: &checks,
         seconds: options.seconds(),
         repeats: options.repeats(),
     };
@@ -63,7 +69,7 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
             .write(dir)
             .with_context(|| format!("cannot write the report to {}", dir.display()))?;
     }
-    Ok(true)
+    Ok(checks.iter().all(|check| check.failure.is_none()))
 }
 
 /// One measure once over one subject.

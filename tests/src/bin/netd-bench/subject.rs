@@ -82,6 +82,7 @@ impl<'b> Subject<'b> {
         match subject.kind {
             Kind::Direct | Kind::Ours => {}
             Kind::Pasta => {
+                peers::open_tun_to_all(&bed.lab.parent)?;
                 let holder = peers::unprivileged_namespace(&bed.lab.parent);
                 let pid = peers::wait_for_namespace(&holder)?;
                 subject.own = Some(bed.lab.machine_around(name, Some(pid)));

@@ -41,7 +41,8 @@ pub(super) fn latency_beside_bulk(
     Ok(vec![
         ("rr_bulk_p50", p50),
         ("rr_bulk_p99", p99),
-        ("rr_bulk_sum", rate(up)? + rate(down)?),
+        ("rr_bulk_up", rate(up)?),
+        ("rr_bulk_down", rate(down)?),
     ])
 }
 

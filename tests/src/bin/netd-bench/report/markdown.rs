@@ -32,6 +32,16 @@ fn write_all(text: &mut String, report: &Report<'_>) -> std::fmt::Result {
             writeln!(text, "- {} over {}: {}", gap.measure, gap.subject, gap.why)?;
         }
     }
+    if !report.checks.is_empty() {
+        writeln!(text, "\nChecked, every byte compared:\n")?;
+        for check in report.checks {
+            let outcome = match &check.failure {
+                None => "ok".to_owned(),
+                Some(why) => format!("**FAILED**: {why}"),
+            };
+            writeln!(text, "- {}: {outcome}", check.what)?;
+        }
+    }
     writeln!(text, "\nMade by `{}` with:\n", facts.command_line)?;
     for (tool, version) in &facts.tools {
         writeln!(text, "- {tool}: {version}")?;

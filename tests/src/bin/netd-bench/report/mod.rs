@@ -1,7 +1,9 @@
 //! What a run leaves behind.
 
 mod markdown;
+mod svg;
 
+use crate::check::Check;
 use crate::machine_facts::Facts;
 use crate::results::Results;
 use std::fs;
@@ -13,6 +15,8 @@ pub(crate) struct Report<'r> {
     /// In the order of the columns.
     pub(crate) subjects: &'r [String],
     pub(crate) results: &'r Results,
+    /// Of `--check`.
+    pub(crate) checks: &'r [Check],
     pub(crate) seconds: u64,
     pub(crate) repeats: usize,
 }
@@ -27,6 +31,7 @@ impl Report<'_> {
     pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("report.md"), self.markdown())?;
+        fs::write(dir.join("report.svg"), svg::render(self))?;
         let json = serde_json::json!({
             "machine": self.facts,
             "seconds": self.seconds,
@@ -35,6 +40,7 @@ impl Report<'_> {
             "metrics": crate::measure::METRICS,
             "samples": self.results.samples,
             "gaps": self.results.gaps,
+            "checks": self.checks,
         });
         let json = serde_json::to_string_pretty(&json)?;
         fs::write(dir.join("report.json"), json + "\n")?;
