@@ -39,10 +39,19 @@ type Body = fn(&Bed) -> Outcome;
 
 const CHECKS: [(&str, Body); 5] = [
     ("64 MiB each way at once on 8 connections", both_ways),
-    ("a reader in the enclave that stops and goes on", slow_reader_inside),
-    ("a reader outside that stops and goes on", slow_reader_outside),
+    (
+        "a reader in the enclave that stops and goes on",
+        slow_reader_inside,
+    ),
+    (
+        "a reader outside that stops and goes on",
+        slow_reader_outside,
+    ),
     ("a stopped reader does not stop another flow", others_go_on),
-    ("half-closed: 32 MiB after the other half has ended", half_closed),
+    (
+        "half-closed: 32 MiB after the other half has ended",
+        half_closed,
+    ),
 ];
 
 /// Runs all over our daemons.
@@ -135,10 +144,14 @@ fn start(
     session: impl Fn(&TcpStream) -> Outcome + Clone + Send + 'static,
 ) -> (SocketAddr, impl Fn() -> Outcome) {
     let (verdicts, seen): (Sender<Outcome>, _) = channel();
-    let server = serve(&bed.lab.internet, SocketAddr::new(SERVER, 0), move |stream| {
-        // Nobody listens any more if the client's end has failed: that is what is told then.
-        let _ = verdicts.send(session(&stream));
-    });
+    let server = serve(
+        &bed.lab.internet,
+        SocketAddr::new(SERVER, 0),
+        move |stream| {
+            // Nobody listens any more if the client's end has failed: that is what is told then.
+            let _ = verdicts.send(session(&stream));
+        },
+    );
     let verdict = move || {
         let outcome = seen.recv_timeout(VERDICT).context("the server's end hangs");
         outcome?.context("the server's end")

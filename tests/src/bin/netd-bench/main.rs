@@ -44,10 +44,9 @@ fn main() -> ExitCode {
     // The bed panics when it cannot be made, with what to do about it: that is the message. It
     // unwinds, so that all is cleaned up.
     panic::set_hook(Box::new(|panic| {
-        if !INTERRUPTED.load(Ordering::Relaxed) {
-            let message = panic.payload_as_str().unwrap_or("failed");
-            eprintln!("netd-bench: {message}");
-        }
+        wait_if_interrupted();
+        let message = panic.payload_as_str().unwrap_or("failed");
+        eprintln!("netd-bench: {message}");
     }));
     let outcome = panic::catch_unwind(|| match options.command {
         Some(Command::Load { load }) => load::run(&load).map(|()| true),
@@ -61,5 +60,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What fails after a signal fails because everything is being ended: nothing is to be told then.
+/// The thread that got the signal ends the process in a moment.
+pub(crate) fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        std::thread::park();
     }
 }

@@ -95,10 +95,14 @@ fn peer(text: &str) -> Result<(String, String), String> {
         .ok_or("expected NAME=UP_COMMAND, such as mine='my-tool --pid $NETD_BENCH_ENCLAVE_PID'")?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || !name.chars().all(is_plain) {
-        return Err(format!("the name {name:?} must be of letters, digits, - and _"));
+        return Err(format!(
+            "the name {name:?} must be of letters, digits, - and _"
+        ));
     }
     if crate::subject::BUILT_IN.contains(&name) {
-        return Err(format!("{name:?} is a subject already; choose another name"));
+        return Err(format!(
+            "{name:?} is a subject already; choose another name"
+        ));
     }
     Ok((name.to_owned(), command.to_owned()))
 }

@@ -75,7 +75,9 @@ pub(crate) fn socat(lab: &Lab, enclave: &Machine) -> anyhow::Result<Tunnel> {
         let path = path.to_str().context("not a path of text")?;
         let _ = fs::remove_file(path);
         let far = [format!("UNIX-LISTEN:{path},fork"), format!("TCP:{server}")];
-        let far = lab.parent.spawn("socat", &far.each_ref().map(String::as_str));
+        let far = lab
+            .parent
+            .spawn("socat", &far.each_ref().map(String::as_str));
         let near = format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr");
         let near = [near, format!("UNIX-CONNECT:{path}")];
         let near = enclave.spawn("socat", &near.each_ref().map(String::as_str));

@@ -1,6 +1,5 @@
 //! One run: bed, subjects, measures in turns, report.
 
-use crate::INTERRUPTED;
 use crate::bed::Bed;
 use crate::check;
 use crate::machine_facts::Facts;
@@ -9,6 +8,7 @@ use crate::options::Run;
 use crate::report::Report;
 use crate::results::{Gap, Results, Sample};
 use crate::subject::{BUILT_IN, HOST, Kind, OURS, Subject};
+use crate::{INTERRUPTED, wait_if_interrupted};
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -35,7 +35,11 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
                 let why = format!("{error:#}");
                 eprintln!("{name} could not be set up: {why}");
                 let subject = name;
-                results.gaps.push(Gap { measure, subject, why });
+                results.gaps.push(Gap {
+                    measure,
+                    subject,
+                    why,
+                });
             }
         }
     }
@@ -89,7 +93,9 @@ fn once(
     let place = format!("{name} {}/{repeats} {}", repeat + 1, subject.name);
     match measure.run(bed, subject, options.seconds()) {
         Ok(values) => {
-            let told = values.iter().map(|(key, value)| format!("{key} {value:.4}"));
+            let told = values
+                .iter()
+                .map(|(key, value)| format!("{key} {value:.4}"));
             eprintln!("{place}: {}", told.collect::<Vec<_>>().join(", "));
             results
                 .samples
@@ -101,10 +107,15 @@ fn once(
                 }));
         }
         Err(error) => {
+            wait_if_interrupted();
             let why = format!("{error:#}");
             eprintln!("{place}: not measured: {why}");
             let (measure, subject) = (name, subject.name.clone());
-            results.gaps.push(Gap { measure, subject, why });
+            results.gaps.push(Gap {
+                measure,
+                subject,
+                why,
+            });
         }
     }
 }
@@ -133,7 +144,13 @@ fn note_peaks(subject: &mut Subject<'_>, results: &mut Results) {
 
 /// The subjects that were asked for, in the order of the report.
 fn wanted(options: &Run) -> anyhow::Result<Vec<(String, Kind)>> {
-    let kinds = [Kind::Direct, Kind::Ours, Kind::Slirp4netns, Kind::Pasta, Kind::Socat];
+    let kinds = [
+        Kind::Direct,
+        Kind::Ours,
+        Kind::Slirp4netns,
+        Kind::Pasta,
+        Kind::Socat,
+    ];
     let mut all: Vec<(String, Kind)> = BUILT_IN.iter().map(|&n| n.to_owned()).zip(kinds).collect();
     for (name, command) in &options.peers {
         if all.iter().any(|(known, _)| known == name) {
@@ -144,11 +161,17 @@ fn wanted(options: &Run) -> anyhow::Result<Vec<(String, Kind)>> {
     for name in &options.subjects {
         if !all.iter().any(|(known, _)| known == name) {
             let known: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
-            bail!("--subjects {name}: there is no such; there are {}", known.join(", "));
+            bail!(
+                "--subjects {name}: there is no such; there are {}",
+                known.join(", ")
+            );
         }
     }
     let is_wanted = |name: &String| options.subjects.is_empty() || options.subjects.contains(name);
-    Ok(all.into_iter().filter(|(name, _)| is_wanted(name)).collect())
+    Ok(all
+        .into_iter()
+        .filter(|(name, _)| is_wanted(name))
+        .collect())
 }
 
 fn command_line() -> String {

@@ -254,4 +254,3 @@ fn last_line(log: &str) -> &str {
         .find(|line| !line.trim().is_empty())
         .unwrap_or("it said nothing")
 }
-

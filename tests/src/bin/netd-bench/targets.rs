@@ -23,17 +23,29 @@ use Bound::{AtLeast, AtMost};
 
 const fn to(metric: &'static str, bound: Bound, subject: &'static str) -> Target {
     let beside = Some((metric, subject));
-    Target { metric, bound, beside }
+    Target {
+        metric,
+        bound,
+        beside,
+    }
 }
 
 const fn to_own(metric: &'static str, bound: Bound, other: &'static str) -> Target {
     let beside = Some((other, OURS));
-    Target { metric, bound, beside }
+    Target {
+        metric,
+        bound,
+        beside,
+    }
 }
 
 const fn absolute(metric: &'static str, bound: Bound) -> Target {
     let beside = None;
-    Target { metric, bound, beside }
+    Target {
+        metric,
+        bound,
+        beside,
+    }
 }
 
 const SLIRP: &str = "slirp4netns";

@@ -6,7 +6,7 @@
 use super::{SILENCE, port, tell};
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,7 +38,10 @@ pub(super) fn run(server: IpAddr, flows: usize) -> anyhow::Result<()> {
             match open_and_use(SocketAddr::new(server, port)) {
                 Ok(stream) => open.push(stream),
                 Err(failed) => {
-                    error = Some(failed.to_string());
+                    error = Some(match failed.kind() {
+                        ErrorKind::WouldBlock => format!("no answer within {SILENCE:?}"),
+                        _ => failed.to_string(),
+                    });
                     break;
                 }
             }

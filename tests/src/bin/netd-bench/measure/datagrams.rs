@@ -1,4 +1,7 @@
 //! Datagrams: how many arrive of those that are offered.
+//!
+//! The sender runs before all else, so that every subject is offered the same; what is left of the
+//! processors is the tunnel's and the receiver's.
 
 use super::Values;
 use crate::bed::{Bed, SERVER, result_of};
@@ -39,8 +42,20 @@ const fn load(
 const LOADS: [Load; 6] = [
     load("64", "200000", true, Some("udp64_up"), "udp64_up_loss"),
     load("64", "200000", false, Some("udp64_down"), "udp64_down_loss"),
-    load("1400", "200000", true, Some("udp1400_up"), "udp1400_up_loss"),
-    load("1400", "200000", false, Some("udp1400_down"), "udp1400_down_loss"),
+    load(
+        "1400",
+        "200000",
+        true,
+        Some("udp1400_up"),
+        "udp1400_up_loss",
+    ),
+    load(
+        "1400",
+        "200000",
+        false,
+        Some("udp1400_down"),
+        "udp1400_down_loss",
+    ),
     load("1400", "20000", true, None, "udp1400_up_slow_loss"),
     load("1400", "20000", false, None, "udp1400_down_slow_loss"),
 ];
@@ -80,14 +95,14 @@ fn once(
     // The one in the internet waits for the other.
     let mut far = match load.is_up {
         true => bed.start_load(&bed.lab.internet, &receive(&own)),
-        false => bed.start_load(&bed.lab.internet, &send(&own)),
+        false => bed.start_urgent_load(&bed.lab.internet, &send(&own)),
     };
     far.wait_log(WAITING, GRACE);
     let call = ["--call"];
     let near: anyhow::Result<Datagrams> = match load.is_up {
         true => {
             let arguments = [&send(&server)[..], &call].concat();
-            bed.load(subject.machine(), seconds, &arguments)
+            bed.urgent_load(subject.machine(), seconds, &arguments)
         }
         false => {
             let arguments = [&receive(&server)[..], &call].concat();

@@ -58,9 +58,24 @@ pub(super) fn run(
     count: &Count,
 ) -> anyhow::Result<Values> {
     if subject.is_pairs() && count.flows > MOST_BY_FORK {
-        bail!("a pair of socat has two processes a flow: {} would be too many", count.flows * 2);
+        bail!(
+            "a pair of socat has two processes a flow: {} would be too many",
+            count.flows * 2
+        );
     }
     subject.restart()?;
+    let values = among_flows(bed, subject, seconds, count);
+    // Some tunnels keep flows whose client is gone: these are not to burden what follows.
+    subject.restart()?;
+    values
+}
+
+fn among_flows(
+    bed: &Bed,
+    subject: &Subject<'_>,
+    seconds: u64,
+    count: &Count,
+) -> anyhow::Result<Values> {
     let p50 = || -> anyhow::Result<f64> {
         subject.settle();
         let Latency { p50, .. } = small::round_trips(bed, subject, seconds as f64)?;
@@ -116,12 +131,18 @@ fn open(bed: &Bed, subject: &Subject<'_>, count: usize) -> anyhow::Result<(Flows
         if let Some(status) = client.ended() {
             bail!("the client ended with {status}: {}", client.log().trim());
         }
-        ensure!(begin.elapsed() < OPEN, "{count} flows are not open after {OPEN:?}");
+        ensure!(
+            begin.elapsed() < OPEN,
+            "{count} flows are not open after {OPEN:?}"
+        );
         thread::sleep(LOOK_EVERY);
     };
     if flows.opened < count {
         let error = flows.error.context("no reason")?;
-        bail!("only {} of {count} flows could be opened: {error}", flows.opened);
+        bail!(
+            "only {} of {count} flows could be opened: {error}",
+            flows.opened
+        );
     }
     Ok((flows, client))
 }

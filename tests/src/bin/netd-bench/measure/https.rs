@@ -17,7 +17,13 @@ pub(super) fn download(bed: &Bed, subject: &Subject<'_>, seconds: u64) -> anyhow
     let url = format!("https://{name}/big");
     let resolve = format!("{name}:{}:{}", port::HTTPS, subject.server());
     let time = seconds.to_string();
-    let fixed = ["--silent", "--show-error", "--fail", "--output", "/dev/null"];
+    let fixed = [
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--output",
+        "/dev/null",
+    ];
     let format = ["--write-out", "%{speed_download}"];
     let place = ["--cacert", &bed.nginx.ca, "--resolve", &resolve];
     let rest = ["--max-time", &time, &url];

@@ -27,12 +27,22 @@ pub(crate) struct Metric {
 
 const fn more(key: &'static str, title: &'static str, unit: &'static str) -> Metric {
     let better = Better::Higher;
-    Metric { key, title, unit, better }
+    Metric {
+        key,
+        title,
+        unit,
+        better,
+    }
 }
 
 const fn less(key: &'static str, title: &'static str, unit: &'static str) -> Metric {
     let better = Better::Lower;
-    Metric { key, title, unit, better }
+    Metric {
+        key,
+        title,
+        unit,
+        better,
+    }
 }
 
 /// All there are, in the order of the report.
@@ -62,36 +72,128 @@ pub(crate) const METRICS: &[Metric] = &[
     more("https", "HTTPS download", "MB/s"),
     more("udp64_up", "UDP, 64 B at 200,000/s, up, delivered", "1/s"),
     less("udp64_up_loss", "UDP, 64 B at 200,000/s, up, lost", "%"),
-    more("udp64_down", "UDP, 64 B at 200,000/s, down, delivered", "1/s"),
+    more(
+        "udp64_down",
+        "UDP, 64 B at 200,000/s, down, delivered",
+        "1/s",
+    ),
     less("udp64_down_loss", "UDP, 64 B at 200,000/s, down, lost", "%"),
-    more("udp1400_up", "UDP, 1,400 B at 200,000/s, up, delivered", "1/s"),
-    less("udp1400_up_loss", "UDP, 1,400 B at 200,000/s, up, lost", "%"),
-    more("udp1400_down", "UDP, 1,400 B at 200,000/s, down, delivered", "1/s"),
-    less("udp1400_down_loss", "UDP, 1,400 B at 200,000/s, down, lost", "%"),
-    less("udp1400_up_slow_loss", "UDP, 1,400 B at 20,000/s, up, lost", "%"),
-    less("udp1400_down_slow_loss", "UDP, 1,400 B at 20,000/s, down, lost", "%"),
+    more(
+        "udp1400_up",
+        "UDP, 1,400 B at 200,000/s, up, delivered",
+        "1/s",
+    ),
+    less(
+        "udp1400_up_loss",
+        "UDP, 1,400 B at 200,000/s, up, lost",
+        "%",
+    ),
+    more(
+        "udp1400_down",
+        "UDP, 1,400 B at 200,000/s, down, delivered",
+        "1/s",
+    ),
+    less(
+        "udp1400_down_loss",
+        "UDP, 1,400 B at 200,000/s, down, lost",
+        "%",
+    ),
+    less(
+        "udp1400_up_slow_loss",
+        "UDP, 1,400 B at 20,000/s, up, lost",
+        "%",
+    ),
+    less(
+        "udp1400_down_slow_loss",
+        "UDP, 1,400 B at 20,000/s, down, lost",
+        "%",
+    ),
     less("idle_cpu", "CPU of the idle tunnel", "%"),
     more("flows1000_rate", "1,000 flows: opened", "1/s"),
-    less("flows1000_alone", "1,000 flows: round trip of one alone, p50", "µs"),
-    less("flows1000_among", "1,000 flows: round trip of one among them, p50", "µs"),
+    less(
+        "flows1000_alone",
+        "1,000 flows: round trip of one alone, p50",
+        "µs",
+    ),
+    less(
+        "flows1000_among",
+        "1,000 flows: round trip of one among them, p50",
+        "µs",
+    ),
     less("flows1000_ratio", "1,000 flows: among / alone", "×"),
-    less("flows1000_rss", "1,000 flows: resident memory of one", "KiB"),
-    less("flows1000_pss", "1,000 flows: proportional memory of one", "KiB"),
-    less("flows1000_near", "1,000 flows: the same of enclave-netd", "KiB"),
+    less(
+        "flows1000_rss",
+        "1,000 flows: resident memory of one",
+        "KiB",
+    ),
+    less(
+        "flows1000_pss",
+        "1,000 flows: proportional memory of one",
+        "KiB",
+    ),
+    less(
+        "flows1000_near",
+        "1,000 flows: the same of enclave-netd",
+        "KiB",
+    ),
     more("flows5000_rate", "5,000 flows: opened", "1/s"),
-    less("flows5000_alone", "5,000 flows: round trip of one alone, p50", "µs"),
-    less("flows5000_among", "5,000 flows: round trip of one among them, p50", "µs"),
+    less(
+        "flows5000_alone",
+        "5,000 flows: round trip of one alone, p50",
+        "µs",
+    ),
+    less(
+        "flows5000_among",
+        "5,000 flows: round trip of one among them, p50",
+        "µs",
+    ),
     less("flows5000_ratio", "5,000 flows: among / alone", "×"),
-    less("flows5000_rss", "5,000 flows: resident memory of one", "KiB"),
-    less("flows5000_pss", "5,000 flows: proportional memory of one", "KiB"),
-    less("flows5000_near", "5,000 flows: the same of enclave-netd", "KiB"),
+    less(
+        "flows5000_rss",
+        "5,000 flows: resident memory of one",
+        "KiB",
+    ),
+    less(
+        "flows5000_pss",
+        "5,000 flows: proportional memory of one",
+        "KiB",
+    ),
+    less(
+        "flows5000_near",
+        "5,000 flows: the same of enclave-netd",
+        "KiB",
+    ),
     more("flows15000_rate", "15,000 flows: opened", "1/s"),
-    less("flows15000_alone", "15,000 flows: round trip of one alone, p50", "µs"),
-    less("flows15000_among", "15,000 flows: round trip of one among them, p50", "µs"),
+    less(
+        "flows15000_alone",
+        "15,000 flows: round trip of one alone, p50",
+        "µs",
+    ),
+    less(
+        "flows15000_among",
+        "15,000 flows: round trip of one among them, p50",
+        "µs",
+    ),
     less("flows15000_ratio", "15,000 flows: among / alone", "×"),
-    less("flows15000_rss", "15,000 flows: resident memory of one", "KiB"),
-    less("flows15000_pss", "15,000 flows: proportional memory of one", "KiB"),
-    less("flows15000_near", "15,000 flows: the same of enclave-netd", "KiB"),
-    less("peak", "Most memory ever resident, the tunnel's processes", "MiB"),
+    less(
+        "flows15000_rss",
+        "15,000 flows: resident memory of one",
+        "KiB",
+    ),
+    less(
+        "flows15000_pss",
+        "15,000 flows: proportional memory of one",
+        "KiB",
+    ),
+    less(
+        "flows15000_near",
+        "15,000 flows: the same of enclave-netd",
+        "KiB",
+    ),
+    less(
+        "peak",
+        "Most memory ever resident, the tunnel's processes",
+        "MiB",
+    ),
     less("peak_host", "Most memory ever resident, host-netd", "MiB"),
 ];

@@ -12,8 +12,6 @@ const SERVER_END: u64 = 2;
 
 /// Slow start and the first losses are not counted, in seconds.
 const FAR_WARM_UP: u64 = 2;
-/// Shorter runs over a long way say nothing, in seconds.
-const FAR_LEAST: u64 = 4;
 
 /// A way with delay and loss.
 pub(super) struct Far {
@@ -38,7 +36,10 @@ pub(super) struct Carried {
 /// One stream up, one down, with the processor time of the tunnel.
 pub(super) fn one_stream(bed: &Bed, subject: &Subject<'_>, seconds: u64) -> anyhow::Result<Values> {
     let mut values = Vec::new();
-    let ways = [(&[][..], "tcp1_up", "cpu_up"), (&["-R"], "tcp1_down", "cpu_down")];
+    let ways = [
+        (&[][..], "tcp1_up", "cpu_up"),
+        (&["-R"], "tcp1_down", "cpu_down"),
+    ];
     for (way, rate, cpu) in ways {
         let before = subject.cpu_seconds();
         let carried = iperf(bed, subject, seconds, port::IPERF, way)?;
@@ -62,8 +63,14 @@ pub(super) fn streams(
     let parallel = ["-P", &streams];
     let reverse = ["-P", &streams, "-R"];
     Ok(vec![
-        (up, iperf(bed, subject, seconds, port::IPERF, &parallel)?.rate),
-        (down, iperf(bed, subject, seconds, port::IPERF, &reverse)?.rate),
+        (
+            up,
+            iperf(bed, subject, seconds, port::IPERF, &parallel)?.rate,
+        ),
+        (
+            down,
+            iperf(bed, subject, seconds, port::IPERF, &reverse)?.rate,
+        ),
     ])
 }
 
@@ -84,10 +91,12 @@ pub(super) fn far(
     let omit = FAR_WARM_UP.to_string();
     let options = ["-O", &omit];
     let mut values = Vec::new();
-    for (way, key) in [&options[..], &[&options[..], &["-R"]].concat()].into_iter().zip(keys) {
+    for (way, key) in [&options[..], &[&options[..], &["-R"]].concat()]
+        .into_iter()
+        .zip(keys)
+    {
         let wire = bed.wan.wire(bed, *delay, *loss);
-        let length = seconds.max(FAR_LEAST);
-        let carried = iperf(bed, subject, length, port::FAR_IPERF, way);
+        let carried = iperf(bed, subject, seconds, port::FAR_IPERF, way);
         let relayed = wire.end()?;
         values.push((*key, carried?.rate));
         ensure!(
@@ -131,6 +140,7 @@ pub(super) fn iperf(
     let end = &report["end"];
     let number = |sum: &str, field: &str| end[sum][field].as_f64();
     let rate = number("sum_received", "bits_per_second").context("iperf3 told no rate")?;
+    ensure!(rate > 0.0, "iperf3: no byte arrived");
     Ok(Carried {
         rate: rate / 1e9,
         back: number("sum_received_bidir_reverse", "bits_per_second").map(|rate| rate / 1e9),

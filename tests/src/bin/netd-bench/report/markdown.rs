@@ -67,7 +67,11 @@ fn header(report: &Report<'_>) -> Vec<String> {
 fn row(report: &Report<'_>, metric: &Metric) -> Option<Vec<String>> {
     let results = report.results;
     let median = |subject: &str| results.median(metric.key, subject);
-    if !report.subjects.iter().any(|subject| median(subject).is_some()) {
+    if !report
+        .subjects
+        .iter()
+        .any(|subject| median(subject).is_some())
+    {
         return None;
     }
     let mut cells = vec![metric.title.to_owned(), metric.unit.to_owned()];

@@ -54,7 +54,10 @@ pub(super) fn run(interfaces: [&str; 2], delay: Duration, loss: f64) -> anyhow::
     // Before any frame: a signal always finds its handler.
     let mut signals = Signals::new([SIGTERM])?;
     let open = |name: &str| PacketSocket::open(name).with_context(|| format!("interface {name}"));
-    let [left, right] = [Arc::new(open(interfaces[0])?), Arc::new(open(interfaces[1])?)];
+    let [left, right] = [
+        Arc::new(open(interfaces[0])?),
+        Arc::new(open(interfaces[1])?),
+    ];
     for (seed, from, to) in [(1, &left, &right), (2, &right, &left)] {
         let (from, to) = (Arc::clone(from), Arc::clone(to));
         let counters = Arc::clone(&counters);

@@ -1,6 +1,9 @@
 //! Packet sockets (packet(7)) that move frames in batches.
 
-#![allow(unsafe_code, reason = "recvmmsg, sendmmsg and packet options; each block says why")]
+#![allow(
+    unsafe_code,
+    reason = "recvmmsg, sendmmsg and packet options; each block says why"
+)]
 
 use super::ring::Ring;
 use nix::libc;
@@ -125,9 +128,8 @@ impl PacketSocket {
             let rest = &mut headers[sent as usize..];
             // SAFETY: `count - sent` headers from here on point to one part each, those to frames
             // of the ring, which are only read.
-            let n = unsafe {
-                libc::sendmmsg(self.0.as_raw_fd(), rest.as_mut_ptr(), count - sent, 0)
-            };
+            let n =
+                unsafe { libc::sendmmsg(self.0.as_raw_fd(), rest.as_mut_ptr(), count - sent, 0) };
             match check(n) {
                 Ok(n) => sent += u32::try_from(n).expect("not negative"),
                 // The other end's queue is full: lost, as on a real wire.
