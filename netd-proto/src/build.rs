@@ -5,7 +5,7 @@
 //! [`Queue`](crate::frame::Queue). A payload that is already in place is not copied: reserve
 //! [`udp_headroom`] or [`echo_headroom`] bytes before it.
 
-use crate::offload::{NEEDS_CSUM, TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET, VnetHeader};
+use crate::offload::{TCP_CHECKSUM_OFFSET, VnetHeader};
 use crate::packet::{Packet, Transport, pseudo_header};
 use etherparse::IpNumber;
 use etherparse::checksum::Sum16BitWords;
@@ -117,14 +117,7 @@ pub fn udp(
     header[4..6].copy_from_slice(&(udp_len as u16).to_be_bytes());
     let partial = !pseudo_header(src.ip(), dst.ip(), IpNumber::UDP.0, udp_len).ones_complement();
     header[6..].copy_from_slice(&partial.to_ne_bytes());
-    let vnet = VnetHeader {
-        flags: NEEDS_CSUM,
-        hdr_len: (start + UDP_HEADER) as u16,
-        csum_start: start as u16,
-        csum_offset: UDP_CHECKSUM_OFFSET,
-        ..VnetHeader::NONE
-    };
-    (total, vnet)
+    (total, VnetHeader::udp(start as u16, None))
 }
 
 /// Completes in software the checksum that [`udp`] or [`partial_tcp_checksum`] left to the

@@ -37,8 +37,11 @@ impl Features {
     pub const TSO4: Features = Features(1 << 1);
     /// Takes TCP super-segments over IPv6.
     pub const TSO6: Features = Features(1 << 2);
+    /// Takes UDP super-datagrams over IPv4 and IPv6. Worth nothing without
+    /// [`CHECKSUM`](Self::CHECKSUM).
+    pub const USO: Features = Features(1 << 3);
     /// Everything this version knows.
-    pub const ALL: Features = Features(0b111);
+    pub const ALL: Features = Features(0b1111);
 
     /// Whether all of `other` is in here.
     pub fn contains(self, other: Features) -> bool {
@@ -62,6 +65,7 @@ impl fmt::Display for Features {
             (Self::CHECKSUM, "checksum"),
             (Self::TSO4, "tso4"),
             (Self::TSO6, "tso6"),
+            (Self::USO, "uso"),
         ];
         let has: Vec<_> = names
             .iter()

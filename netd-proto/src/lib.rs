@@ -8,6 +8,7 @@
 //! * [`control`]: ping, pong and goodbye.
 //! * [`packet`]: an IP packet, validated once, and the key of its flow.
 //! * [`offload`]: the virtio-net header that travels before every packet.
+//! * [`run`]: many UDP datagrams in one packet.
 //! * [`build`]: ICMP errors, echo replies, UDP datagrams and TCP resets.
 //! * [`policy`]: the rules that say which destinations may be reached.
 //! * [`address`]: where a link listens or connects.
@@ -25,3 +26,4 @@ pub mod limits;
 pub mod offload;
 pub mod packet;
 pub mod policy;
+pub mod run;

@@ -15,6 +15,14 @@ pub const MAX_CONTROL_FRAME: usize = 512;
 /// Longest text of a goodbye, in bytes of UTF-8: one log line.
 pub const MAX_GOODBYE_TEXT: usize = 300;
 
+/// Most datagrams of one super-datagram that are accepted: what Linux lets a program send at once
+/// (`UDP_MAX_SEGMENTS`). It bounds the work that one packet can make.
+pub const MAX_DATAGRAMS: usize = 128;
+
+/// Datagrams gathered into one super-datagram: the same limit of kernels before 6.10, so that each
+/// can send them on as they are.
+pub const RUN_DATAGRAMS: usize = 64;
+
 /// Bytes that may wait for the link before its sender stops producing more: enough for one batch
 /// of super-segments, small enough that a request behind bulk data waits well under a millisecond.
 pub const LINK_QUEUE: usize = 128 * 1024;
