@@ -9,15 +9,18 @@ use crate::limits::{
 use crate::link::Link;
 use crate::memory::Seconds;
 use crate::offline::Reply;
+use crate::outbound::{Outbound, Taken};
 use crate::socket;
 use crate::sweep::Sweep;
 use crate::tun::Tun;
 use netd_proto::build::{IcmpError, tcp_reset};
 use netd_proto::control::{Control, ControlError, Goodbye, Reason};
 use netd_proto::frame::{Decoder, FrameError, Kind, Queue};
+use netd_proto::handshake::Features;
 use netd_proto::limits::{LINK_DEAD_AFTER, LINK_READ, PING_AFTER, VSOCK_WRITE};
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::Packet;
+use netd_proto::run::Run;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -63,6 +66,9 @@ pub(crate) struct Datapath {
     /// The longest single write to the link.
     write_limit: usize,
     queue: Queue,
+    outbound: Outbound,
+    /// Whether the host takes many datagrams in one packet.
+    gathers: bool,
     reply: Reply,
     live: Option<Live>,
     sweep: Option<Sweep>,
@@ -103,6 +109,8 @@ impl Datapath {
             addresses,
             write_limit: if is_vsock { VSOCK_WRITE } else { usize::MAX },
             queue: Queue::new(),
+            outbound: Outbound::new(),
+            gathers: false,
             reply: Reply::new(),
             live: None,
             sweep: None,
@@ -155,6 +163,10 @@ impl Datapath {
             offload = ?offload,
             "link to the parent established"
         );
+        self.guard.agree(established.features);
+        self.gathers = established
+            .features
+            .contains(Features::CHECKSUM.or(Features::USO));
         self.queue.clear();
         self.live = Some(Live {
             stream,
@@ -214,8 +226,8 @@ impl Datapath {
         while let Some(frame) = live.decoder.next()? {
             if frame.kind == Kind::Packet {
                 match self.guard.ingress(frame.payload, seconds) {
-                    Ingress::Deliver => {
-                        if self.tun.write(frame.payload).is_err() {
+                    Ingress::Deliver(vnet, packet) => {
+                        if self.tun.deliver(&vnet, &packet, frame.payload).is_err() {
                             self.guard.drops.count(DropReason::InTunRefused);
                         }
                     }
@@ -266,16 +278,21 @@ impl Datapath {
     /// # Errors
     /// The tun failed.
     pub(crate) fn transmit(&mut self, now: Instant) -> io::Result<()> {
+        let result = self.take_packets(now);
+        self.outbound.seal(&mut self.queue);
+        result
+    }
+
+    fn take_packets(&mut self, now: Instant) -> io::Result<()> {
         let seconds = self.seconds(now);
         for _ in 0..TUN_BUDGET {
             if !self.tun_ready {
                 break;
             }
-            let Some(space) = self.queue.packet_space() else {
-                break;
-            };
-            let n = match self.tun.read(space) {
-                Ok(n) => n,
+            let n = match self.outbound.take(&self.tun, &mut self.queue) {
+                Ok(Taken::Packet(n)) => n,
+                Ok(Taken::Joined) => continue,
+                Ok(Taken::Full) => break,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.tun_ready = false;
                     break;
@@ -283,7 +300,12 @@ impl Datapath {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let Some(Ok(packet)) = space[..n].get(VnetHeader::LEN..).map(Packet::parse) else {
+            let Some(space) = self.queue.packet_space() else {
+                break;
+            };
+            let parsed =
+                VnetHeader::split(&space[..n]).map(|(vnet, bytes)| (vnet, Packet::parse(bytes)));
+            let Some((vnet, Ok(packet))) = parsed else {
                 self.guard.drops.count(DropReason::OutMalformed);
                 continue;
             };
@@ -293,7 +315,10 @@ impl Datapath {
                 let _ = self.tun.write(answer);
             };
             match self.guard.egress(&packet, seconds) {
-                Egress::Send if self.live.is_some() => self.queue.commit_packet(n),
+                Egress::Send if self.live.is_some() => {
+                    let run = self.gathers.then(|| Run::begin(&vnet, &packet)).flatten();
+                    self.outbound.queue(n, run, &mut self.queue);
+                }
                 Egress::Send => {
                     self.guard.drops.count(DropReason::OutNoLink);
                     self.reply.no_link(&packet, gateway, write);

@@ -32,6 +32,7 @@ use crate::drops::{DropReason, Drops};
 use crate::limits::NAME_HOLDS_FOR;
 use crate::memory::{Callers, LastSent, Seconds};
 use crate::ports::Published;
+use netd_proto::handshake::Features;
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::{FlowKey, Fragment, Packet, PacketError, Protocol, Transport};
 use netd_proto::policy::{Action, Host, Policy, Rule};
@@ -53,7 +54,8 @@ pub(crate) enum Egress {
 /// What to do with a packet that wants to enter.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ingress<'a> {
-    Deliver,
+    /// To the tun, with what its headers say.
+    Deliver(VnetHeader, Packet<'a>),
     /// Answer with a reset, towards the host.
     Reset(Packet<'a>),
     Drop(DropReason),
@@ -115,6 +117,8 @@ pub(crate) struct Guard {
     sent4: LastSent,
     sent6: LastSent,
     callers: Callers,
+    /// What the link agreed on.
+    features: Features,
     pub(crate) drops: Drops,
 }
 
@@ -129,8 +133,14 @@ impl Guard {
             sent4: LastSent::new(),
             sent6: LastSent::new(),
             callers: Callers::new(),
+            features: Features::default(),
             drops: Drops::default(),
         }
+    }
+
+    /// Takes from now on what `features` permit.
+    pub(crate) fn agree(&mut self, features: Features) {
+        self.features = features;
     }
 
     /// Decides on a packet from the tun.
@@ -229,7 +239,8 @@ impl Guard {
             Transport::Tcp(tcp) => {
                 let opens = tcp.syn() && !tcp.ack();
                 let port = tcp.destination_port();
-                vnet.check(&packet).map_err(|_| DropReason::InOffload)?;
+                vnet.check(&packet, self.features)
+                    .map_err(|_| DropReason::InOffload)?;
                 if opens && !self.published.tcp.contains(port) {
                     return Ok(Ingress::Reset(packet));
                 }
@@ -237,7 +248,8 @@ impl Guard {
             Transport::Udp(udp) => {
                 let port = udp.destination_port();
                 let from = SocketAddr::new(packet.src(), udp.source_port());
-                vnet.check(&packet).map_err(|_| DropReason::InOffload)?;
+                vnet.check(&packet, self.features)
+                    .map_err(|_| DropReason::InOffload)?;
                 if self.published.udp.contains(port) {
                     if self.policy.is_some() {
                         self.callers.record(port, from, now);
@@ -246,21 +258,26 @@ impl Guard {
                     return Err(DropReason::InUdpClosed);
                 }
                 if self.learns && from == self.addresses.resolver(packet.dst()) {
-                    self.learn(udp.payload(), now);
+                    let size = vnet.datagram_size().map_or(usize::MAX, usize::from);
+                    for message in udp.payload().chunks(size) {
+                        self.learn(message, now);
+                    }
                 }
             }
             Transport::Echo(echo) if !echo.request => {
-                vnet.check(&packet).map_err(|_| DropReason::InOffload)?;
+                vnet.check(&packet, self.features)
+                    .map_err(|_| DropReason::InOffload)?;
             }
             Transport::Icmp { kind, .. } if is_icmp_error(*kind, packet.is_ipv6()) => {
-                vnet.check(&packet).map_err(|_| DropReason::InOffload)?;
+                vnet.check(&packet, self.features)
+                    .map_err(|_| DropReason::InOffload)?;
             }
             Transport::Fragment(_) => return Err(DropReason::InFragment),
             Transport::Echo(_) | Transport::Icmp { .. } | Transport::Other(_) => {
                 return Err(DropReason::InProtocol);
             }
         }
-        Ok(Ingress::Deliver)
+        Ok(Ingress::Deliver(vnet, packet))
     }
 
     fn learn(&mut self, message: &[u8], now: Seconds) {

@@ -20,7 +20,9 @@ fn guard(tcp: &[u16], udp: &[u16], rules: &[&str]) -> Guard {
     tcp.iter().for_each(|port| published.tcp.insert(*port));
     udp.iter().for_each(|port| published.udp.insert(*port));
     let rules = rules.iter().map(|rule| rule.parse().expect(rule)).collect();
-    Guard::new(addresses(), published, rules)
+    let mut guard = Guard::new(addresses(), published, rules);
+    guard.agree(Features::ALL);
+    guard
 }
 
 const US: [&str; 2] = ["100.64.0.2", "fd00:6e65:7464::2"];
@@ -88,7 +90,7 @@ fn framed(packet: &[u8]) -> Vec<u8> {
 /// What became of the packet, in one word.
 fn enter(guard: &mut Guard, packet: &[u8], now: Seconds) -> &'static str {
     match guard.ingress(&framed(packet), now) {
-        Ingress::Deliver => "deliver",
+        Ingress::Deliver(..) => "deliver",
         Ingress::Reset(_) => "reset",
         Ingress::Drop(reason) => reason.name(),
     }
@@ -499,7 +501,7 @@ fn offload_fields_that_point_elsewhere_do_not_enter() {
     let mut word = |vnet: VnetHeader| {
         let frame = [vnet.encode().as_slice(), &packet].concat();
         match guard.ingress(&frame, NOW) {
-            Ingress::Deliver => "deliver",
+            Ingress::Deliver(..) => "deliver",
             Ingress::Reset(_) => "reset",
             Ingress::Drop(reason) => reason.name(),
         }
@@ -605,6 +607,28 @@ fn nearly_valid() -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
+#[test]
+fn super_datagrams_enter_where_the_link_agreed_on_them() {
+    for (family, us) in US.into_iter().enumerate() {
+        let mut bytes = Vec::new();
+        ip(PEER[family], us)
+            .udp(53, 5000)
+            .write(&mut bytes, &[7; 3000])
+            .expect("built");
+        let mut frame = framed(&bytes);
+        netd_proto::run::mark_super_datagram(family == 1, 1400, &mut frame);
+        let word = |guard: &mut Guard| match guard.ingress(&frame, NOW) {
+            Ingress::Deliver(vnet, _) => format!("deliver {:?}", vnet.datagram_size()),
+            Ingress::Reset(_) => "reset".to_owned(),
+            Ingress::Drop(reason) => reason.name().to_owned(),
+        };
+        let mut guard = guard(&[], &[5000], &[]);
+        assert_eq!(word(&mut guard), "deliver Some(1400)");
+        guard.agree(Features::CHECKSUM.or(Features::TSO4).or(Features::TSO6));
+        assert_eq!(word(&mut guard), DropReason::InOffload.name());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -614,7 +638,7 @@ proptest! {
     fn what_enters_is_sound(frame in nearly_valid()) {
         let mut guard = guard(&[80], &[53], &[]);
         let delivered = match guard.ingress(&frame, NOW) {
-            Ingress::Deliver => true,
+            Ingress::Deliver(..) => true,
             Ingress::Reset(packet) => {
                 prop_assert!(addresses().is_ours(packet.dst()));
                 false
@@ -630,7 +654,7 @@ proptest! {
             prop_assert!(addresses().is_ours(packet.dst()));
             prop_assert!(!addresses().is_ours(packet.src()));
             prop_assert!(is_unicast(packet.src()));
-            prop_assert_eq!(vnet.check(&packet), Ok(()));
+            prop_assert_eq!(vnet.check(&packet, Features::ALL), Ok(()));
             let reaches_udp = match packet.transport() {
                 Transport::Udp(udp) => udp.destination_port() == 53,
                 _ => true,

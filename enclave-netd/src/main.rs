@@ -20,6 +20,7 @@ mod link;
 mod memory;
 mod network;
 mod offline;
+mod outbound;
 mod ports;
 mod privileges;
 mod pump;

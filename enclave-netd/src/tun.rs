@@ -2,14 +2,16 @@
 //!
 //! Every packet read or written has a virtio-net header of 10 bytes before it. With offload on,
 //! the kernel hands out TCP super-segments of up to 64 KiB whose checksums are not filled in, and
-//! takes such packets back: one read or write moves forty segments. The device goes with its file
-//! descriptor, and its addresses and routes with it.
+//! takes such packets back: one read or write moves forty segments. Since Linux 6.2 the same is
+//! done for UDP. The device goes with its file descriptor, and its addresses and routes with it.
 
 use netd_proto::handshake::Features;
 use netd_proto::offload::VnetHeader;
+use netd_proto::packet::Packet;
+use netd_proto::run;
 use std::ffi::c_int;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use thiserror::Error;
 
@@ -17,6 +19,8 @@ use thiserror::Error;
 const TUN_F_CSUM: c_int = 0x01;
 const TUN_F_TSO4: c_int = 0x02;
 const TUN_F_TSO6: c_int = 0x04;
+const TUN_F_USO4: c_int = 0x20;
+const TUN_F_USO6: c_int = 0x40;
 
 mod ioctl {
     #![allow(unsafe_code, missing_docs)]
@@ -52,7 +56,7 @@ pub(crate) enum TunError {
     Other { name: String, source: io::Error },
 }
 
-/// How much of TCP the kernel leaves to the far side of the link.
+/// How much of TCP and UDP the kernel leaves to the far side of the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Offload {
     /// Nothing: every packet is complete and at most as long as the MTU.
@@ -61,15 +65,32 @@ pub(crate) enum Offload {
     Checksum,
     /// Checksums, and TCP segments of up to 64 KiB.
     Segmentation,
+    /// That, and as many UDP datagrams.
+    Datagrams,
 }
 
 impl Offload {
-    /// The same in the words of the handshake.
+    /// What this side takes from the link. UDP super-datagrams always: the kernel or
+    /// [`Tun::deliver`] cuts them.
     pub(crate) fn features(self) -> Features {
         match self {
             Offload::None => Features::default(),
-            Offload::Checksum => Features::CHECKSUM,
-            Offload::Segmentation => Features::CHECKSUM.or(Features::TSO4).or(Features::TSO6),
+            Offload::Checksum => Features::CHECKSUM.or(Features::USO),
+            Offload::Segmentation | Offload::Datagrams => Features::ALL,
+        }
+    }
+
+    /// The most that a far side with `features` takes.
+    fn permitted(features: Features) -> Offload {
+        let tso = Features::TSO4.or(Features::TSO6);
+        if !features.contains(Features::CHECKSUM) {
+            Offload::None
+        } else if !features.contains(tso) {
+            Offload::Checksum
+        } else if !features.contains(Features::USO) {
+            Offload::Segmentation
+        } else {
+            Offload::Datagrams
         }
     }
 
@@ -78,6 +99,7 @@ impl Offload {
             Offload::None => 0,
             Offload::Checksum => TUN_F_CSUM,
             Offload::Segmentation => TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6,
+            Offload::Datagrams => Offload::Segmentation.flags() | TUN_F_USO4 | TUN_F_USO6,
         }
     }
 }
@@ -138,14 +160,7 @@ impl Tun {
     /// Takes back what the far side of the link is not able to do, for one link. Returns what is
     /// left.
     pub(crate) fn limit_offload(&self, features: Features) -> io::Result<Offload> {
-        let theirs = if features.contains(Offload::Segmentation.features()) {
-            Offload::Segmentation
-        } else if features.contains(Features::CHECKSUM) {
-            Offload::Checksum
-        } else {
-            Offload::None
-        };
-        let offload = self.offload.min(theirs);
+        let offload = self.offload.min(Offload::permitted(features));
         set_offload(&self.file, offload)?;
         Ok(offload)
     }
@@ -153,6 +168,35 @@ impl Tun {
     /// Reads one packet with its header.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         io::Read::read(&mut &self.file, buffer)
+    }
+
+    /// Reads one packet with its header into several buffers, filled in order.
+    pub(crate) fn read_parts(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        io::Read::read_vectored(&mut &self.file, parts)
+    }
+
+    /// Writes what the guard let in: one packet with its header. A super-datagram is cut here if
+    /// the kernel does not know it.
+    pub(crate) fn deliver(
+        &self,
+        vnet: &VnetHeader,
+        packet: &Packet<'_>,
+        frame: &[u8],
+    ) -> io::Result<()> {
+        let Some(size) = vnet
+            .datagram_size()
+            .filter(|_| self.offload < Offload::Datagrams)
+        else {
+            return self.write(frame).map(drop);
+        };
+        let mut result = Ok(());
+        run::cut(size, packet, |headers, payload| {
+            let parts = [IoSlice::new(headers), IoSlice::new(payload)];
+            let written = io::Write::write_vectored(&mut &self.file, &parts).map(drop);
+            // One that is refused does not keep the others out.
+            result = std::mem::replace(&mut result, Ok(())).and(written);
+        });
+        result
     }
 
     /// Writes one packet with its header.
@@ -211,7 +255,7 @@ fn set_header(file: &File) -> io::Result<Offload> {
             "the kernel lacks TUNSETVNETLE, and is big-endian",
         ));
     }
-    let best = [Offload::Segmentation, Offload::Checksum];
+    let best = [Offload::Datagrams, Offload::Segmentation, Offload::Checksum];
     Ok(best
         .into_iter()
         .find(|o| set_offload(file, *o).is_ok())

@@ -14,13 +14,13 @@
 //! the next payload is received right behind the last. What does not fit the run has to be moved
 //! away before the run is sealed.
 
-use crate::build::udp_headroom;
+use crate::build::{self, udp_headroom};
 use crate::limits::RUN_DATAGRAMS;
 use crate::offload::VnetHeader;
 use crate::packet::{Packet, Transport, pseudo_header};
 use etherparse::IpNumber;
 use etherparse::checksum::Sum16BitWords;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
@@ -29,7 +29,7 @@ const IPV6_HEADER: usize = 40;
 const MAX_PAYLOAD: usize = crate::build::MAX_UDP_PAYLOAD;
 
 /// Most bytes before the payload: virtio-net, IPv6 and UDP headers.
-pub const MAX_HEADERS: usize = VnetHeader::LEN + udp_headroom(true);
+const MAX_HEADERS: usize = VnetHeader::LEN + udp_headroom(true);
 
 /// A run that is being gathered at the start of a packet's space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,15 +163,32 @@ pub fn mark_super_datagram(ipv6: bool, segment: u16, frame: &mut [u8]) {
     udp[6..8].copy_from_slice(&partial.to_ne_bytes());
 }
 
+/// Shows the datagrams of a super-datagram that is cut every `size` bytes: for each the headers
+/// (virtio-net, IP, UDP; the checksum is left to the receiver) and the payload. Nothing if the
+/// packet is not UDP.
+pub fn cut(size: u16, packet: &Packet<'_>, mut show: impl FnMut(&[u8], &[u8])) {
+    let Transport::Udp(udp) = packet.transport() else {
+        return;
+    };
+    let src = SocketAddr::new(packet.src(), udp.source_port());
+    let dst = SocketAddr::new(packet.dst(), udp.destination_port());
+    let mut space = [0; MAX_HEADERS];
+    let headers = &mut space[..VnetHeader::LEN + udp_headroom(packet.is_ipv6())];
+    for payload in udp.payload().chunks(usize::from(size).max(1)) {
+        let (vnet, ip) = headers.split_at_mut(VnetHeader::LEN);
+        let (_, left) = build::udp(ip, src, dst, packet.hop_limit(), payload.len());
+        vnet.copy_from_slice(&left.encode());
+        show(headers, payload);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build;
     use crate::handshake::Features;
     use crate::limits::MAX_PACKET_FRAME;
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use std::net::SocketAddr;
 
     const FLOWS: [(&str, &str); 2] = [
         ("100.64.0.2:40000", "192.0.2.1:443"),
@@ -191,7 +208,7 @@ mod tests {
     }
 
     /// The payloads of the datagrams that a receiver cuts `frame` into.
-    fn cut(frame: &[u8]) -> Vec<Vec<u8>> {
+    fn payloads(frame: &[u8]) -> Vec<Vec<u8>> {
         let (vnet, bytes) = VnetHeader::split(frame).expect("a header");
         let packet = Packet::parse(bytes).expect("valid");
         assert_eq!(vnet.check(&packet, Features::ALL), Ok(()));
@@ -205,14 +222,19 @@ mod tests {
                 .expect("valid")
                 .transport_checksum_is_right()
         );
-        match vnet.datagram_size() {
-            Some(size) => udp
-                .payload()
-                .chunks(size.into())
-                .map(<[u8]>::to_vec)
-                .collect(),
-            None => vec![udp.payload().to_vec()],
-        }
+        let Some(size) = vnet.datagram_size() else {
+            return vec![udp.payload().to_vec()];
+        };
+        let mut payloads = Vec::new();
+        cut(size, &packet, |headers, payload| {
+            let one = [headers, payload].concat();
+            let (vnet, bytes) = VnetHeader::split(&one).expect("a header");
+            let one = Packet::parse(bytes).expect("valid");
+            assert_eq!(vnet.check(&one, Features::CHECKSUM), Ok(()));
+            assert_eq!(one.flow_key(), packet.flow_key());
+            payloads.push(payload.to_vec());
+        });
+        payloads
     }
 
     /// Gathers frames as a daemon does; returns those that go on the link.
@@ -254,11 +276,11 @@ mod tests {
     #[test]
     fn datagrams_of_one_size_and_a_shorter_last_are_one_packet() {
         for flow in [0, 1] {
-            let payloads = [vec![1; 1400], vec![2; 1400], vec![3; 1400], vec![4; 9]];
-            let frames: Vec<_> = payloads.iter().map(|p| datagram(flow, p)).collect();
+            let sent = [vec![1; 1400], vec![2; 1400], vec![3; 1400], vec![4; 9]];
+            let frames: Vec<_> = sent.iter().map(|p| datagram(flow, p)).collect();
             let sealed = gather(&frames);
             assert_eq!(sealed.len(), 1);
-            assert_eq!(cut(&sealed[0]), payloads);
+            assert_eq!(payloads(&sealed[0]), sent);
         }
     }
 
@@ -274,7 +296,7 @@ mod tests {
     fn a_run_ends_at_its_limits() {
         for (length, expected) in [(1, RUN_DATAGRAMS), (1400, 46), (40_000, 1)] {
             let frames = vec![datagram(0, &vec![7; length]); 200];
-            let counts: Vec<_> = gather(&frames).iter().map(|s| cut(s).len()).collect();
+            let counts: Vec<_> = gather(&frames).iter().map(|s| payloads(s).len()).collect();
             assert_eq!(counts[0], expected, "{length}");
             assert_eq!(counts.iter().sum::<usize>(), 200);
         }
@@ -325,17 +347,17 @@ mod tests {
             ]), 0..150),
             repeat in 1usize..20,
         ) {
-            let mut payloads = Vec::new();
+            let mut sent = Vec::new();
             for (flow, length) in burst {
                 for _ in 0..repeat.min(1 + 100_000 / (length + 1)) {
-                    let mark = u8::try_from(payloads.len() % 251).expect("small");
-                    payloads.push((flow, vec![mark; length]));
+                    let mark = u8::try_from(sent.len() % 251).expect("small");
+                    sent.push((flow, vec![mark; length]));
                 }
             }
-            payloads.truncate(600);
-            let frames: Vec<_> = payloads.iter().map(|(flow, p)| datagram(*flow, p)).collect();
-            let seen: Vec<_> = gather(&frames).iter().flat_map(|frame| cut(frame)).collect();
-            let expected: Vec<_> = payloads.into_iter().map(|(_, payload)| payload).collect();
+            sent.truncate(600);
+            let frames: Vec<_> = sent.iter().map(|(flow, p)| datagram(*flow, p)).collect();
+            let seen: Vec<_> = gather(&frames).iter().flat_map(|frame| payloads(frame)).collect();
+            let expected: Vec<_> = sent.into_iter().map(|(_, payload)| payload).collect();
             prop_assert!(seen == expected);
         }
     }

@@ -130,7 +130,7 @@ pub fn packet(input: &[u8]) {
     let Ok(packet) = Packet::parse(bytes) else {
         return;
     };
-    let _ = vnet.check(&packet);
+    let _ = vnet.check(&packet, Features::ALL);
     assert!(packet.bytes().len() <= bytes.len());
     assert!(packet.transport_offset() <= packet.bytes().len());
     if let Some(key) = packet.flow_key() {

@@ -14,14 +14,11 @@ use super::route::{DENIED, Route};
 use super::{DNS_PORT, Effect, Engine, Flow, FlowId, Outgoing};
 use crate::limits::{ECHO_IDLE, UDP_IDLE, UDP_IDLE_ANSWERED};
 use netd_proto::build::{self, EchoHeader, HOP_LIMIT, IcmpError};
-use netd_proto::handshake::Features;
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::{Echo, FlowKey, Packet, Protocol, Transport};
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
-
-const ICMP_HEADER: usize = 8;
 
 /// UDP or echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +31,7 @@ pub enum DatagramKind {
 
 #[derive(Debug)]
 pub(super) struct DatagramFlow {
-    kind: DatagramKind,
+    pub(super) kind: DatagramKind,
     published: bool,
     answered: bool,
 }
@@ -68,6 +65,7 @@ impl Engine {
         &mut self,
         packet: &Packet<'_>,
         transport: &Transport<'p>,
+        segment: Option<u16>,
         now: Instant,
     ) -> Effect<'p> {
         match transport {
@@ -80,7 +78,7 @@ impl Engine {
                     dst,
                     sequence: 0,
                 };
-                self.handle_outgoing(packet, outgoing, udp.payload(), now)
+                self.handle_outgoing(packet, outgoing, udp.payload(), segment, now)
             }
             Transport::Echo(echo) if echo.request => {
                 let src = SocketAddr::new(packet.src(), echo.identifier);
@@ -96,7 +94,7 @@ impl Engine {
                     dst,
                     sequence,
                 };
-                self.handle_outgoing(packet, outgoing, echo.payload, now)
+                self.handle_outgoing(packet, outgoing, echo.payload, None, now)
             }
             Transport::Echo(_) | Transport::Icmp { .. } => {
                 self.dropped(DropReason::UnsolicitedIcmp)
@@ -120,6 +118,7 @@ impl Engine {
         packet: &Packet<'_>,
         datagram: Datagram,
         payload: &'p [u8],
+        segment: Option<u16>,
         now: Instant,
     ) -> Effect<'p> {
         let Datagram {
@@ -128,6 +127,8 @@ impl Engine {
             dst,
             sequence,
         } = datagram;
+        // Of many datagrams the first stands for all where they are refused.
+        let first = segment.map_or(payload, |size| &payload[..usize::from(size)]);
         let protocol = datagram.protocol();
         let to = match self.router.route(protocol, dst, self.seconds(now)) {
             Route::Host(to) => to,
@@ -136,6 +137,7 @@ impl Engine {
                     client: src,
                     gateway: dst,
                     query: Cow::Borrowed(payload),
+                    segment,
                 };
             }
             Route::Gateway => {
@@ -143,14 +145,14 @@ impl Engine {
                     self.router.gateway(dst.ip()),
                     IcmpError::PortUnreachable,
                     datagram,
-                    payload,
+                    first,
                 );
                 return Effect::None;
             }
             Route::Denied(reason) => {
                 self.counters.drop(reason);
                 tracing::debug!(reason = reason.name(), %src, %dst, "refused");
-                self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, payload);
+                self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, first);
                 return Effect::None;
             }
         };
@@ -159,7 +161,7 @@ impl Engine {
             Some(&flow) => (flow, false),
             None if self.flows.len() >= self.limits.flows => {
                 self.limit_reached(DropReason::FlowLimit, now);
-                self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, payload);
+                self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, first);
                 return Effect::None;
             }
             None => {
@@ -183,6 +185,7 @@ impl Engine {
                 && !matches!(packet.transport(), Transport::Fragment(_)),
             sequence,
             payload: Cow::Borrowed(payload),
+            segment,
         })
     }
 
@@ -203,7 +206,7 @@ impl Engine {
     }
 
     /// Restarts the idle time of a datagram flow.
-    fn keep(&mut self, id: FlowId, now: Instant, answered: bool) {
+    pub(super) fn keep(&mut self, id: FlowId, now: Instant, answered: bool) {
         let entry = &mut self.flows[id.index()];
         let Flow::Datagram(flow) = &mut entry.flow else {
             return;
@@ -211,105 +214,6 @@ impl Engine {
         flow.answered |= answered;
         entry.deadline.set(flow.idle().map(|idle| now + idle));
         self.timers.arm(id, &mut entry.deadline);
-    }
-
-    /// Room for the next thing from a datagram flow's socket: a UDP payload, or a whole ICMP
-    /// message. Tell [`commit_datagram`](Self::commit_datagram) what came. `None` when the link is
-    /// full or the flow is gone.
-    pub fn datagram_space(&mut self, id: FlowId) -> Option<&mut [u8]> {
-        let entry = self
-            .flows
-            .get(id.index())
-            .filter(|e| e.generation == id.generation)?;
-        let Flow::Datagram(flow) = &entry.flow else {
-            return None;
-        };
-        let ipv6 = entry.key.src.is_ipv6();
-        let headroom = match flow.kind {
-            DatagramKind::Udp => build::udp_headroom(ipv6),
-            DatagramKind::Echo => build::echo_headroom(ipv6) - ICMP_HEADER,
-        };
-        self.link
-            .queue
-            .packet_space()
-            .map(|space| &mut space[VnetHeader::LEN + headroom..])
-    }
-
-    /// Passes on what was received from `from` into the first `length` bytes of
-    /// [`datagram_space`](Self::datagram_space), with `hop_limit` if it is known.
-    pub fn commit_datagram(
-        &mut self,
-        id: FlowId,
-        from: SocketAddr,
-        length: usize,
-        hop_limit: Option<u8>,
-        now: Instant,
-    ) {
-        let hop_limit = hop_limit.unwrap_or(HOP_LIMIT);
-        let from = SocketAddr::new(self.router.as_seen_by_enclave(from.ip()), from.port());
-        let Some(entry) = self.entry(id) else { return };
-        let enclave = entry.key.src;
-        let Flow::Datagram(DatagramFlow { kind, .. }) = entry.flow else {
-            return;
-        };
-        if from.is_ipv6() != enclave.is_ipv6() || from.ip() == enclave.ip() {
-            return;
-        }
-        match kind {
-            DatagramKind::Udp => self.commit_udp(from, enclave, hop_limit, length),
-            DatagramKind::Echo => {
-                if !self.commit_echo(from.ip(), enclave, hop_limit, length) {
-                    return;
-                }
-            }
-        }
-        self.keep(id, now, true);
-    }
-
-    fn commit_udp(&mut self, from: SocketAddr, to: SocketAddr, hop_limit: u8, length: usize) {
-        let Some(space) = self.link.queue.packet_space() else {
-            return;
-        };
-        let (header, packet) = space.split_at_mut(VnetHeader::LEN);
-        let (total, mut vnet) = build::udp(packet, from, to, hop_limit, length);
-        if !self.link.features.contains(Features::CHECKSUM) {
-            build::complete_checksum(&mut packet[..total], &vnet);
-            vnet = VnetHeader::NONE;
-        }
-        header.copy_from_slice(&vnet.encode());
-        self.link.queue.commit_packet(VnetHeader::LEN + total);
-        self.link.traffic.count(total);
-    }
-
-    fn commit_echo(
-        &mut self,
-        from: IpAddr,
-        enclave: SocketAddr,
-        hop_limit: u8,
-        length: usize,
-    ) -> bool {
-        let Some(space) = self.link.queue.packet_space() else {
-            return false;
-        };
-        let packet = &mut space[VnetHeader::LEN..];
-        let start = build::echo_headroom(from.is_ipv6()) - ICMP_HEADER;
-        let message = &packet[start..start + length];
-        let reply = if from.is_ipv6() { 129 } else { 0 };
-        if message.len() < ICMP_HEADER || message[0] != reply {
-            return false;
-        }
-        let sequence = u16::from_be_bytes([message[6], message[7]]);
-        let header = EchoHeader {
-            request: false,
-            identifier: enclave.port(),
-            sequence,
-        };
-        let payload = length - ICMP_HEADER;
-        let total = build::echo(packet, from, enclave.ip(), hop_limit, header, payload);
-        space[..VnetHeader::LEN].copy_from_slice(&VnetHeader::NONE.encode());
-        self.link.queue.commit_packet(VnetHeader::LEN + total);
-        self.link.traffic.count(total);
-        true
     }
 
     /// Tells the enclave that what it sent by flow `id` to `to` met `error` at `from`.
@@ -391,13 +295,14 @@ impl Engine {
     pub fn dns_answer(&mut self, gateway: SocketAddr, client: SocketAddr, message: &[u8]) -> bool {
         let headroom = build::udp_headroom(client.is_ipv6());
         let message = &message[..message.len().min(build::MAX_UDP_PAYLOAD)];
+        self.seal_run();
         let Some(space) = self.link.queue.packet_space() else {
             self.counters.drop(DropReason::LinkFull);
             return false;
         };
         let start = VnetHeader::LEN + headroom;
         space[start..start + message.len()].copy_from_slice(message);
-        self.commit_udp(gateway, client, HOP_LIMIT, message.len());
+        self.queue_udp(gateway, client, HOP_LIMIT, message.len());
         true
     }
 }

@@ -27,6 +27,8 @@ pub enum Effect<'p> {
         gateway: SocketAddr,
         /// The message.
         query: Cow<'p, [u8]>,
+        /// Where there are many messages: the length of each but the last.
+        segment: Option<u16>,
     },
 }
 
@@ -58,6 +60,8 @@ pub struct Outgoing<'p> {
     pub sequence: u16,
     /// UDP or echo payload.
     pub payload: Cow<'p, [u8]>,
+    /// Where the payload is that of many datagrams: the length of each but the last.
+    pub segment: Option<u16>,
 }
 
 /// Why a dial did not succeed, in what the enclave can be told.
@@ -101,9 +105,11 @@ impl Effect<'_> {
                 client,
                 gateway,
                 query,
+                segment,
             } => Effect::Dns {
                 client,
                 gateway,
+                segment,
                 query: Cow::Owned(query.into_owned()),
             },
         }

@@ -21,6 +21,7 @@ mod datagram;
 mod device;
 mod effect;
 mod fragments;
+mod inbound;
 mod memory;
 mod rings;
 mod route;
@@ -31,6 +32,7 @@ mod window;
 
 pub use datagram::DatagramKind;
 pub use effect::{DialError, DialTarget, Effect, Egress, Outgoing};
+pub use inbound::{DatagramSpace, Received};
 pub use stack::Standing;
 pub use tcp::TcpFlow;
 
@@ -41,6 +43,7 @@ use device::LinkSide;
 use drops::{Counters, DropReason, Traffic};
 use fragments::{FragmentError, Reassembly};
 use hashbrown::HashMap;
+use inbound::Inbound;
 use memory::Memory;
 use netd_proto::build::{self, IcmpError};
 use netd_proto::frame::Queue;
@@ -136,6 +139,7 @@ pub struct Engine {
     share: Share,
     reassembly: Reassembly,
     link: LinkSide,
+    inbound: Inbound,
     counters: Counters,
     seeds: RandomState,
     /// When a limit was last warned of.
@@ -172,6 +176,7 @@ impl Engine {
             share: Share::default(),
             reassembly: Reassembly::default(),
             link,
+            inbound: Inbound::default(),
             counters: Counters::default(),
             seeds: RandomState::new(),
             warned: None,
@@ -222,7 +227,7 @@ impl Engine {
             Ok(packet) => packet,
             Err(error) => return self.dropped(error.into()),
         };
-        if vnet.check(&packet).is_err() {
+        if vnet.check(&packet, self.link.features).is_err() {
             return self.dropped(DropReason::Offload);
         }
         if packet.src() != self.router.enclave(packet.src()) {
@@ -249,7 +254,7 @@ impl Engine {
                     Err(FragmentError::Limit) => self.dropped(DropReason::FragmentLimit),
                 }
             }
-            transport => self.handle_datagram(&packet, transport, now),
+            transport => self.handle_datagram(&packet, transport, vnet.datagram_size(), now),
         }
     }
 
@@ -261,7 +266,9 @@ impl Engine {
         now: Instant,
     ) -> Effect<'static> {
         match Transport::parse(protocol, payload, last.is_ipv6()) {
-            Ok(transport) => self.handle_datagram(last, &transport, now).into_owned(),
+            Ok(transport) => self
+                .handle_datagram(last, &transport, None, now)
+                .into_owned(),
             Err(error) => self.dropped(error.into()),
         }
     }
@@ -393,6 +400,7 @@ impl Engine {
 
     /// Queues a packet that `write` makes, complete with its checksum.
     fn send_packet(&mut self, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.seal_run();
         let Some(space) = self.link.queue.packet_space() else {
             self.counters.drop(DropReason::LinkFull);
             return;

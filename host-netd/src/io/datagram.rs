@@ -1,14 +1,24 @@
 //! UDP and ping sockets of the datagram flows.
+//!
+//! Datagrams of one size that follow each other move together where they can: out by one system
+//! call with `UDP_SEGMENT`, in as the kernel gathered them with `UDP_GRO`. Errors are those of
+//! single datagrams: what the kernel refuses to send as many is sent one by one.
 
 use super::errors::{QueuedError, icmp_of, take_error, to_std};
-use super::options::{datagram_socket, set_dont_fragment, set_hop_limit};
+use super::options::{
+    can_segment, datagram_socket, gather_received, set_dont_fragment, set_hop_limit,
+};
 use crate::engine::drops::DropReason;
-use crate::engine::{DatagramKind, Engine, FlowId, Outgoing};
+use crate::engine::{DatagramKind, DatagramSpace, Engine, FlowId, Outgoing, Received};
 use crate::limits::{DATAGRAM_QUANTUM, ERROR_QUANTUM};
 use netd_proto::build::MAX_ICMP_ERROR;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
-use std::io::{self, ErrorKind, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
+};
+use std::borrow::Cow;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
@@ -20,6 +30,10 @@ pub(super) struct DatagramSocket {
     ipv6: bool,
     hop_limit: Option<u8>,
     dont_fragment: Option<bool>,
+    /// Whether the kernel cuts super-datagrams, once that is known.
+    segments: Option<bool>,
+    /// The size of the datagrams that were last sent as many.
+    last_segment: usize,
     /// Something may wait: datagrams, or errors in the error queue.
     pub(super) readable: bool,
     errors: bool,
@@ -32,15 +46,22 @@ impl AsRawFd for DatagramSocket {
 }
 
 impl DatagramSocket {
-    pub(super) fn open(kind: DatagramKind, ipv6: bool) -> io::Result<DatagramSocket> {
-        Ok(DatagramSocket::over(
-            datagram_socket(kind, ipv6)?,
-            kind,
-            ipv6,
-        ))
+    /// A socket for a new flow. `gather` where many datagrams may be received at once.
+    pub(super) fn open(kind: DatagramKind, ipv6: bool, gather: bool) -> io::Result<DatagramSocket> {
+        let socket = datagram_socket(kind, ipv6)?;
+        Ok(DatagramSocket::over(socket, kind, ipv6, gather))
     }
 
-    pub(super) fn over(socket: UdpSocket, kind: DatagramKind, ipv6: bool) -> DatagramSocket {
+    pub(super) fn over(
+        socket: UdpSocket,
+        kind: DatagramKind,
+        ipv6: bool,
+        gather: bool,
+    ) -> DatagramSocket {
+        if gather && kind == DatagramKind::Udp {
+            // Kernels before 5.0 hand them over one by one.
+            let _ = gather_received(&socket);
+        }
         let (hop_limit, dont_fragment) = (None, None);
         DatagramSocket {
             socket,
@@ -48,6 +69,8 @@ impl DatagramSocket {
             ipv6,
             hop_limit,
             dont_fragment,
+            segments: None,
+            last_segment: usize::MAX,
             readable: true,
             errors: true,
         }
@@ -59,8 +82,27 @@ impl DatagramSocket {
         self.readable |= event.is_error();
     }
 
-    /// Sends one datagram, or tells the enclave why not. `scratch` is for echo requests.
+    /// Sends one datagram or many, or tells the enclave why not. `scratch` is for echo requests.
     pub(super) fn send(&mut self, engine: &mut Engine, out: &Outgoing<'_>, scratch: &mut Vec<u8>) {
+        self.set_header_options(out);
+        let Some(segment) = out.segment else {
+            return self.send_one(engine, out, scratch);
+        };
+        if self.send_many(engine, out, segment) {
+            return;
+        }
+        for payload in out.payload.chunks(usize::from(segment).max(1)) {
+            let payload = Cow::Borrowed(payload);
+            let one = Outgoing {
+                payload,
+                segment: None,
+                ..*out
+            };
+            self.send_one(engine, &one, scratch);
+        }
+    }
+
+    fn set_header_options(&mut self, out: &Outgoing<'_>) {
         if self.hop_limit != Some(out.hop_limit) {
             self.hop_limit = set_hop_limit(&self.socket, self.ipv6, out.hop_limit)
                 .ok()
@@ -70,6 +112,44 @@ impl DatagramSocket {
             let set = set_dont_fragment(&self.socket, self.ipv6, out.dont_fragment);
             self.dont_fragment = set.ok().map(|()| out.dont_fragment);
         }
+    }
+
+    /// Sends many datagrams at once. False if none was sent, because each has to be looked at.
+    fn send_many(&mut self, engine: &mut Engine, out: &Outgoing<'_>, segment: u16) -> bool {
+        // A kernel before 4.18 would take the control message for nothing, and the datagrams for one.
+        if !*self
+            .segments
+            .get_or_insert_with(|| can_segment(&self.socket))
+        {
+            return false;
+        }
+        let sent = sendmsg(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(&out.payload)],
+            &[ControlMessage::UdpGsoSegments(&segment)],
+            MsgFlags::empty(),
+            Some(&SockaddrStorage::from(out.to)),
+        );
+        self.last_segment = usize::from(segment);
+        match sent {
+            Ok(_) => true,
+            Err(Errno::EAGAIN) => {
+                for _ in out.payload.chunks(usize::from(segment).max(1)) {
+                    engine.counters().drop(DropReason::HostSocketFull);
+                }
+                true
+            }
+            Err(error) => {
+                // The interface does not complete checksums.
+                if error == Errno::EIO {
+                    self.segments = Some(false);
+                }
+                false
+            }
+        }
+    }
+
+    fn send_one(&mut self, engine: &mut Engine, out: &Outgoing<'_>, scratch: &mut Vec<u8>) {
         let bytes = match self.kind {
             DatagramKind::Udp => &out.payload[..],
             DatagramKind::Echo => {
@@ -112,6 +192,12 @@ impl DatagramSocket {
 
     /// Passes on what arrived. True if there may be more.
     pub(super) fn receive(&mut self, engine: &mut Engine, id: FlowId, now: Instant) -> bool {
+        let more = self.receive_some(engine, id, now);
+        engine.seal_run();
+        more
+    }
+
+    fn receive_some(&mut self, engine: &mut Engine, id: FlowId, now: Instant) -> bool {
         if self.errors {
             self.errors = false;
             self.take_errors(engine, id, None);
@@ -121,9 +207,7 @@ impl DatagramSocket {
                 return true;
             };
             match receive_one(&self.socket, self.kind, space) {
-                Ok((length, from, hop_limit)) => {
-                    engine.commit_datagram(id, from, length, hop_limit, now);
-                }
+                Ok(received) => engine.commit_datagram(id, received, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.readable = false;
                     return false;
@@ -159,6 +243,9 @@ impl DatagramSocket {
                     engine.datagram_error(id, from, to, error, sequence, payload);
                 }
                 (DatagramKind::Udp, payload, _) if to.port() != 0 => {
+                    // On paths without a wire (veth) many datagrams may arrive as one, and the
+                    // error quotes them as one: it is told of the first.
+                    let payload = &payload[..payload.len().min(self.last_segment)];
                     engine.datagram_error(id, from, to, error, 0, payload);
                 }
                 (_, _, Some(out)) => {
@@ -176,30 +263,46 @@ fn is_too_big(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::EMSGSIZE)
 }
 
+/// Room for one control message of each kind that is asked for.
+#[repr(align(8))]
+struct Control([u8; 64]);
+
 fn receive_one(
     socket: &UdpSocket,
     kind: DatagramKind,
-    space: &mut [u8],
-) -> io::Result<(usize, SocketAddr, Option<u8>)> {
-    if kind == DatagramKind::Udp {
-        let (length, from) = socket.recv_from(space)?;
-        return Ok((length, from, None));
-    }
-    let mut control = nix::cmsg_space!(i32);
-    let mut parts = [IoSliceMut::new(space)];
+    space: DatagramSpace<'_>,
+) -> io::Result<Received> {
+    let mut control = Control([0; 64]);
+    let mut parts = [IoSliceMut::new(space.place), IoSliceMut::new(space.spill)];
     let message = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
         &mut parts,
-        Some(&mut control),
+        Some(&mut control.0),
         MsgFlags::MSG_DONTWAIT,
     )?;
-    let from = message.address.as_ref().and_then(to_std);
-    let hop_limit = message.cmsgs()?.find_map(|part| match part {
-        ControlMessageOwned::Ipv4Ttl(hops) | ControlMessageOwned::Ipv6HopLimit(hops) => {
-            u8::try_from(hops).ok()
+    let mut received = Received {
+        from: message
+            .address
+            .as_ref()
+            .and_then(to_std)
+            .ok_or(ErrorKind::InvalidData)?,
+        length: message.bytes,
+        segment: None,
+        hop_limit: None,
+    };
+    for part in message.cmsgs()? {
+        match part {
+            ControlMessageOwned::Ipv4Ttl(hops) | ControlMessageOwned::Ipv6HopLimit(hops)
+                if kind == DatagramKind::Echo =>
+            {
+                received.hop_limit = u8::try_from(hops).ok();
+            }
+            ControlMessageOwned::UdpGroSegments(size) => {
+                let size = u16::try_from(size).ok().filter(|size| *size > 0);
+                received.segment = size.filter(|size| usize::from(*size) < message.bytes);
+            }
+            _ => {}
         }
-        _ => None,
-    });
-    let from = from.ok_or(ErrorKind::InvalidData)?;
-    Ok((message.bytes, from, hop_limit))
+    }
+    Ok(received)
 }

@@ -133,6 +133,16 @@ pub(super) fn set_dont_fragment(socket: &UdpSocket, ipv6: bool, on: bool) -> io:
     set_raw(socket, level, option, value)
 }
 
+/// Whether the kernel cuts what is sent into datagrams where it is told to (`UDP_SEGMENT`, 4.18).
+pub(super) fn can_segment(socket: &UdpSocket) -> bool {
+    setsockopt(socket, sockopt::UdpGsoSegment, &0).is_ok()
+}
+
+/// Lets the kernel hand over many datagrams of one sender and size at once.
+pub(super) fn gather_received(socket: &UdpSocket) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::UdpGroSegment, &true)?)
+}
+
 /// Sets the hop limit of what is sent next.
 pub(super) fn set_hop_limit(socket: &UdpSocket, ipv6: bool, hop_limit: u8) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);

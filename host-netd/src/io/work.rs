@@ -283,8 +283,11 @@ impl Work {
                 client,
                 gateway,
                 query,
+                segment,
             } => {
-                self.dns_query(client, gateway, query.into_owned());
+                for query in query.chunks(segment.map_or(usize::MAX, usize::from).max(1)) {
+                    self.dns_query(client, gateway, query.to_vec());
+                }
             }
         }
     }
@@ -388,7 +391,12 @@ impl Work {
         let Some(id) = self.engine.publish_udp(port, address.ip()) else {
             return Ok(());
         };
-        let socket = DatagramSocket::over(socket, DatagramKind::Udp, address.is_ipv6());
+        let socket = DatagramSocket::over(
+            socket,
+            DatagramKind::Udp,
+            address.is_ipv6(),
+            self.engine.takes_super_datagrams(),
+        );
         self.register(id, &socket, Interest::READABLE)?;
         self.place(id, Socket::Datagram(socket));
         self.enqueue(id);
@@ -410,8 +418,10 @@ impl Work {
             };
             self.engine.counters().drop(reason);
             let icmp = icmp_of(&error).unwrap_or(IcmpError::Prohibited);
+            let first = out.segment.map_or(usize::MAX, usize::from);
+            let payload = &out.payload[..out.payload.len().min(first)];
             self.engine
-                .datagram_error(id, None, out.to, icmp, out.sequence, &out.payload);
+                .datagram_error(id, None, out.to, icmp, out.sequence, payload);
             self.engine.remove(id);
             return;
         }
@@ -424,7 +434,11 @@ impl Work {
     }
 
     fn open_datagram(&mut self, id: FlowId, out: &Outgoing<'_>) -> io::Result<()> {
-        let socket = DatagramSocket::open(out.kind, out.to.is_ipv6())?;
+        let socket = DatagramSocket::open(
+            out.kind,
+            out.to.is_ipv6(),
+            self.engine.takes_super_datagrams(),
+        )?;
         self.register(id, &socket, Interest::READABLE)?;
         self.place(id, Socket::Datagram(socket));
         Ok(())
