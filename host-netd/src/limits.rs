@@ -33,11 +33,14 @@ pub const FIRST_WINDOW: usize = 64 * 1024;
 /// Window of a flow, and bytes that wait for the enclave, while ring memory is short.
 pub const SHORT_WINDOW: usize = 16 * 1024;
 
-/// Windows of all bulk flows of an enclave together: what they may keep in the enclave's queues
-/// and in rings, before a request of another flow.
-pub const BULK_WINDOWS: usize = 1024 * 1024;
+/// Bytes of all bulk flows of an enclave that may be on their way in one direction: at 10 Gbit/s a
+/// request behind them waits 0.4 ms.
+pub const BULK_WINDOWS: usize = 512 * 1024;
 
-/// A flow that sends this much in a [`BULK_INTERVAL`] is a bulk flow: 50 Mbit/s.
+/// Least share of a bulk flow: with less, kernels make shorter super-segments.
+pub const BULK_WINDOW: usize = 128 * 1024;
+
+/// A flow that moves this much in a [`BULK_INTERVAL`] is a bulk flow: 50 Mbit/s.
 pub const BULK_BYTES: usize = 64 * 1024;
 
 /// See [`BULK_BYTES`]; in microseconds.

@@ -40,7 +40,7 @@ pub const VSOCK_BUFFER: u64 = 8 * 1024 * 1024;
 
 /// Send buffer of a unix stream, as far as `net.core.wmem_max` allows: with the default of 208 KiB
 /// the two sides wait for each other more often than they work.
-pub const UNIX_BUFFER: usize = 512 * 1024;
+pub const UNIX_BUFFER: usize = 256 * 1024;
 
 /// How long each side waits for the other's part of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

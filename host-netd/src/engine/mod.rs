@@ -60,7 +60,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use timers::{Deadline, Timers};
-use window::Share;
+use window::Shares;
 
 /// Names one flow of an engine; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,7 +136,7 @@ pub struct Engine {
     timers: Timers,
     rings: RingPool,
     memory: Memory,
-    share: Share,
+    shares: Shares,
     reassembly: Reassembly,
     link: LinkSide,
     inbound: Inbound,
@@ -173,7 +173,7 @@ impl Engine {
             timers: Timers::default(),
             rings: RingPool::default(),
             memory: Memory::new(limits.ring_memory),
-            share: Share::default(),
+            shares: Shares::default(),
             reassembly: Reassembly::default(),
             link,
             inbound: Inbound::default(),

@@ -34,7 +34,11 @@ pub(super) struct Stack {
     ipv6: bool,
     window: Window,
     /// How much came from the enclave lately.
-    pub(super) recent: Recent,
+    pub(super) recent_in: Recent,
+    /// How much went to it lately.
+    pub(super) recent_out: Recent,
+    /// What is not in `recent_out` yet.
+    pub(super) unaccounted: usize,
     /// Bytes that passed through each ring since it was last given back: its touched pages.
     received: usize,
     sent: usize,
@@ -130,7 +134,9 @@ impl Stack {
             silent: false,
             ipv6,
             window,
-            recent: Recent::default(),
+            recent_in: Recent::default(),
+            recent_out: Recent::default(),
+            unaccounted: 0,
             received: 0,
             sent: 0,
             counted: 0,
@@ -308,6 +314,7 @@ impl Stack {
             (n, result)
         });
         self.sent += written;
+        self.unaccounted += written;
         self.moved |= written > 0;
         result.ok()
     }

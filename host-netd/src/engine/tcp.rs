@@ -17,7 +17,7 @@ use super::effect::{DialError, DialTarget, Effect, Egress};
 use super::route::{DENIED, Route};
 use super::stack::{Stack, Standing};
 use super::{DNS_PORT, Engine, Entry, Flow, FlowId};
-use crate::limits::{FIRST_WINDOW, MAX_DIALS, MAX_SYN, SEND_RING};
+use crate::limits::{FIRST_WINDOW, MAX_DIALS, MAX_SYN};
 use netd_proto::packet::{FlowKey, Packet, Protocol, Transport};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -86,9 +86,12 @@ impl Engine {
                 Effect::Gone(id)
             }
             Flow::Tcp(stack) => {
-                let allowance = self.memory.allowance(self.share.window(&stack.recent));
+                let share = self.shares.from_enclave.of(&stack.recent_in);
+                let allowance = self.memory.allowance(share);
                 let bytes = stack.ingress(packet, &mut self.link, allowance, at);
-                self.share.received(&mut stack.recent, bytes, at);
+                self.shares
+                    .from_enclave
+                    .moved(&mut stack.recent_in, bytes, at);
                 stack.account(&mut self.memory);
                 if bytes > 0 && self.memory.is_overdrawn() && !stack.release() {
                     stack.abort();
@@ -193,14 +196,13 @@ impl Engine {
 
     /// An open TCP flow.
     pub fn tcp(&mut self, id: FlowId) -> Option<TcpFlow<'_>> {
-        let room = self.memory.allowance(SEND_RING);
-        match self.entry(id)? {
-            Entry {
-                flow: Flow::Tcp(stack),
-                ..
-            } => Some(TcpFlow { stack, room }),
-            _ => None,
-        }
+        let entry = self.flows.get_mut(id.index())?;
+        let Flow::Tcp(stack) = &mut entry.flow else {
+            return None;
+        };
+        let share = self.shares.to_enclave.of(&stack.recent_out);
+        let room = self.memory.allowance(share);
+        (entry.generation == id.generation).then_some(TcpFlow { stack, room })
     }
 
     /// Sends what a TCP flow has to send, up to `quantum` bytes and the link's bound.
@@ -215,7 +217,8 @@ impl Engine {
         if entry.generation != id.generation {
             return Egress::Done;
         }
-        let allowance = self.memory.allowance(self.share.window(&stack.recent));
+        let share = self.shares.from_enclave.of(&stack.recent_in);
+        let allowance = self.memory.allowance(share);
         let begun = self.link.queue.len();
         let result = loop {
             if !self.link.queue.has_room() {
@@ -228,6 +231,10 @@ impl Engine {
                 break Egress::More;
             }
         };
+        let sent = std::mem::take(&mut stack.unaccounted);
+        self.shares
+            .to_enclave
+            .moved(&mut stack.recent_out, sent, at);
         if self.memory.is_short() {
             stack.release();
         }

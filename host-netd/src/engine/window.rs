@@ -1,14 +1,17 @@
-//! How large a window each flow is promised.
+//! How much of a flow may be on its way, in each direction.
 //!
-//! A flow begins with a small window. One that moves much, a bulk flow, gets a share of what all
-//! bulk flows have together: what is promised to them waits in the enclave's queues and in this
-//! daemon's rings, and a request of another flow waits behind it.
+//! A flow begins with little. One that moves much, a bulk flow, gets a share of what all bulk flows
+//! have together: their bytes wait in the enclave's queues and on the link, and a request of
+//! another flow waits behind them. Towards the enclave that bounds what is read from the host's
+//! socket; from the enclave it bounds the window.
 //!
 //! smoltcp knows nothing of this: it fills in the free space of its ring, and [`Window::limit`]
 //! lowers that in the finished segment. It never takes a promise back (RFC 9293, section 3.8.6):
 //! the right edge of the window moves only forward.
 
-use crate::limits::{BULK_BYTES, BULK_INTERVAL, BULK_WINDOWS, FIRST_WINDOW, RECEIVE_RING};
+use crate::limits::{
+    BULK_BYTES, BULK_INTERVAL, BULK_WINDOW, BULK_WINDOWS, FIRST_WINDOW, RECEIVE_RING,
+};
 use etherparse::{TcpOptionElement, TcpSlice};
 use smoltcp::time::Instant;
 
@@ -97,7 +100,7 @@ fn is_after(a: u32, b: u32) -> bool {
     a.wrapping_sub(b).cast_signed() > 0
 }
 
-/// How much one flow received lately.
+/// How much one flow moved lately in one direction.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Recent {
     interval: u64,
@@ -106,7 +109,7 @@ pub(super) struct Recent {
     bulk: Option<u64>,
 }
 
-/// How many bulk flows there are.
+/// How many bulk flows there are in one direction.
 #[derive(Debug, Default)]
 pub(super) struct Share {
     interval: u64,
@@ -115,15 +118,12 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Takes note that a flow received `bytes`.
-    pub(super) fn received(&mut self, flow: &mut Recent, bytes: usize, now: Instant) {
+    /// Takes note that a flow moved `bytes`.
+    pub(super) fn moved(&mut self, flow: &mut Recent, bytes: usize, now: Instant) {
         let interval = now.total_micros().unsigned_abs() / BULK_INTERVAL;
         if interval != self.interval {
-            self.bulk_before = if interval == self.interval + 1 {
-                self.bulk
-            } else {
-                0
-            };
+            let successive = interval == self.interval + 1;
+            self.bulk_before = if successive { self.bulk } else { 0 };
             self.bulk = 0;
             self.interval = interval;
         }
@@ -139,15 +139,22 @@ impl Share {
         }
     }
 
-    /// The window that the flow is to have.
-    pub(super) fn window(&self, flow: &Recent) -> usize {
+    /// Bytes of the flow that may be on their way.
+    pub(super) fn of(&self, flow: &Recent) -> usize {
         if flow.bulk.is_some_and(|at| at + 1 >= self.interval) {
             let flows = self.bulk.max(self.bulk_before).max(1);
-            (BULK_WINDOWS / flows).clamp(FIRST_WINDOW, RECEIVE_RING)
+            (BULK_WINDOWS / flows).clamp(BULK_WINDOW, RECEIVE_RING)
         } else {
             FIRST_WINDOW
         }
     }
+}
+
+/// The shares of both directions.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    pub(super) from_enclave: Share,
+    pub(super) to_enclave: Share,
 }
 
 #[cfg(test)]
@@ -200,17 +207,17 @@ mod tests {
     fn bulk_flows_share_and_idle_ones_fall_back() {
         let (mut share, mut flows) = (Share::default(), [Recent::default(); 4]);
         let at = Instant::from_micros(1);
-        assert_eq!(share.window(&flows[0]), FIRST_WINDOW);
-        share.received(&mut flows[0], BULK_BYTES, at);
-        assert_eq!(share.window(&flows[0]), RECEIVE_RING);
+        assert_eq!(share.of(&flows[0]), FIRST_WINDOW);
+        share.moved(&mut flows[0], BULK_BYTES, at);
+        assert_eq!(share.of(&flows[0]), RECEIVE_RING);
         for flow in &mut flows[1..] {
-            share.received(flow, BULK_BYTES, at);
+            share.moved(flow, BULK_BYTES, at);
         }
-        assert_eq!(share.window(&flows[0]), BULK_WINDOWS / 4);
+        assert_eq!(share.of(&flows[0]), BULK_WINDOW.max(BULK_WINDOWS / 4));
         let later = Instant::from_micros(3 * BULK_INTERVAL.cast_signed());
-        share.received(&mut flows[1], BULK_BYTES, later);
-        assert_eq!(share.window(&flows[0]), FIRST_WINDOW);
-        assert_eq!(share.window(&flows[1]), RECEIVE_RING);
+        share.moved(&mut flows[1], BULK_BYTES, later);
+        assert_eq!(share.of(&flows[0]), FIRST_WINDOW);
+        assert_eq!(share.of(&flows[1]), RECEIVE_RING);
     }
 
     proptest! {

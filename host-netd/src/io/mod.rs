@@ -2,6 +2,7 @@
 
 mod data;
 mod datagram;
+mod dial;
 mod errors;
 mod flow;
 mod link;

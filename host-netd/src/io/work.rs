@@ -1,6 +1,7 @@
 //! The flows of a data loop: their sockets, what tokio reports about them, and whose turn it is.
 
 use super::datagram::DatagramSocket;
+use super::dial::{self, Connecting};
 use super::errors::{dial_error, icmp_of};
 use super::flow::{FlowStream, HostStream, Turn};
 use crate::capture::Tap;
@@ -22,10 +23,12 @@ use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
+const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
 /// What tokio's side tells a data loop.
 #[derive(Debug)]
 pub enum Command {
-    /// A connect ended.
+    /// A connect began, or could not.
     Dialed(FlowId, io::Result<TcpStream>),
     /// A client of a published port was accepted, for this port of the enclave.
     Accepted(TcpStream, SocketAddr, u16),
@@ -119,7 +122,9 @@ impl Services {
 }
 
 enum Socket {
+    /// Waits for tokio to begin the connect.
     Dialing(AbortHandle),
+    Connecting(Connecting),
     Stream(FlowStream),
     Datagram(DatagramSocket),
 }
@@ -183,7 +188,7 @@ impl Work {
             match slot.socket {
                 Socket::Dialing(task) => task.abort(),
                 Socket::Stream(flow) => flow.stream.reset_on_close(),
-                Socket::Datagram(_) => {}
+                Socket::Connecting(_) | Socket::Datagram(_) => {}
             }
         }
     }
@@ -220,6 +225,7 @@ impl Work {
         let Some(slot) = self.slot(id) else { return };
         match &mut slot.socket {
             Socket::Dialing(_) => {}
+            Socket::Connecting(connecting) => connecting.ready(event),
             Socket::Stream(flow) => flow.ready(event),
             Socket::Datagram(socket) => socket.ready(event),
         }
@@ -245,6 +251,10 @@ impl Work {
         slot.queued = false;
         let turn = match &mut slot.socket {
             Socket::Dialing(_) => Turn::Idle,
+            Socket::Connecting(connecting) => {
+                let stands = connecting.stands();
+                return self.connecting(id, stands, now);
+            }
             Socket::Stream(flow) => flow.turn(&mut self.engine, id, now),
             Socket::Datagram(socket) => match socket.receive(&mut self.engine, id, now) {
                 true if self.engine.queue().has_room() => Turn::Again,
@@ -295,8 +305,7 @@ impl Work {
     fn dial(&mut self, id: FlowId, to: SocketAddr) {
         let handle = self.handle.clone();
         let task = self.services.runtime.spawn(async move {
-            let dialed = connect(to).await;
-            handle.send(Command::Dialed(id, dialed)).await;
+            handle.send(Command::Dialed(id, dial::begin(to))).await;
         });
         self.place(id, Socket::Dialing(task.abort_handle()));
     }
@@ -333,32 +342,63 @@ impl Work {
                 Err(error) => tracing::warn!(%error, "no DNS over TCP"),
             }
         });
-        let ready = ours.set_nonblocking(true);
-        self.opened(id, ready.map(|()| HostStream::Local(ours)), now);
+        let registered = ours
+            .set_nonblocking(true)
+            .and_then(|()| self.register(id, &ours, BOTH));
+        let stream = HostStream::Local(ours);
+        match registered {
+            Ok(()) => self.opened(id, stream, now),
+            Err(error) => self.dial_failed(id, &error),
+        }
     }
 
-    /// The host's end of a dialed flow stands, or not.
-    fn opened(&mut self, id: FlowId, stream: io::Result<HostStream>, now: Instant) {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        let registered =
-            stream.and_then(|stream| self.register(id, &stream, both).map(|()| stream));
-        match registered {
-            Ok(stream) => {
-                if self.engine.connected(id, now) {
-                    self.place(id, Socket::Stream(FlowStream::new(stream)));
-                    self.enqueue(id);
-                } else {
-                    stream.reset_on_close();
+    /// A connect of a flow began, or could not.
+    fn dialed(&mut self, id: FlowId, stream: io::Result<TcpStream>) {
+        // The enclave may have given it up.
+        if self.slot(id).is_none() {
+            return;
+        }
+        let connecting = stream.and_then(|stream| {
+            let connecting = Connecting::new(stream);
+            self.register(id, &connecting, BOTH)?;
+            Ok(connecting)
+        });
+        match connecting {
+            Ok(connecting) => self.place(id, Socket::Connecting(connecting)),
+            Err(error) => self.dial_failed(id, &error),
+        }
+    }
+
+    fn connecting(&mut self, id: FlowId, stands: io::Result<bool>, now: Instant) {
+        match stands {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(slot) = self.slots[id.index()].take()
+                    && let Socket::Connecting(connecting) = slot.socket
+                {
+                    self.opened(id, HostStream::Tcp(connecting.into_stream()), now);
                 }
             }
-            Err(error) => {
-                tracing::debug!(?id, %error, "connect failed");
-                warn_of_limits(&error);
-                self.engine.dial_failed(id, dial_error(&error));
-                if self.slot(id).is_some() {
-                    self.slots[id.index()] = None;
-                }
-            }
+            Err(error) => self.dial_failed(id, &error),
+        }
+    }
+
+    fn dial_failed(&mut self, id: FlowId, error: &io::Error) {
+        tracing::debug!(?id, %error, "connect failed");
+        warn_of_limits(error);
+        self.engine.dial_failed(id, dial_error(error));
+        if self.slot(id).is_some() {
+            self.slots[id.index()] = None;
+        }
+    }
+
+    /// The host's end of a dialed flow stands, and is registered.
+    fn opened(&mut self, id: FlowId, stream: HostStream, now: Instant) {
+        if self.engine.connected(id, now) {
+            self.place(id, Socket::Stream(FlowStream::new(stream)));
+            self.enqueue(id);
+        } else {
+            stream.reset_on_close();
         }
     }
 
@@ -366,9 +406,8 @@ impl Work {
         let stream = HostStream::Tcp(stream);
         match self.engine.accept(client, port, now) {
             Ok(id) => {
-                let both = Interest::READABLE | Interest::WRITABLE;
                 let registered = self
-                    .register(id, &stream, both)
+                    .register(id, &stream, BOTH)
                     .and_then(|()| stream.keep_on_close());
                 if let Err(error) = registered {
                     tracing::warn!(%error, "client of a published port not served");
@@ -473,7 +512,7 @@ impl Work {
 
     pub(super) fn command(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Dialed(id, stream) => self.opened(id, stream.map(HostStream::Tcp), now),
+            Command::Dialed(id, stream) => self.dialed(id, stream),
             Command::Accepted(stream, client, port) => self.accepted(stream, client, port, now),
             Command::DnsAnswer {
                 client,
@@ -511,18 +550,6 @@ impl Work {
             "{what}"
         );
     }
-}
-
-/// Connects as a program on the parent would.
-async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = match to {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-    };
-    // The enclave's segments are passed on as they come, and a peer that vanished is noticed.
-    socket.set_nodelay(true)?;
-    socket.set_keepalive(true)?;
-    socket.connect(to).await?.into_std()
 }
 
 fn warn_of_limits(error: &io::Error) {
