@@ -180,7 +180,7 @@ fn run(cli: Cli, config: Config) -> Result<u8> {
         offload = ?tun.offload(),
         "network set up"
     );
-    if tun.offload() != tun::Offload::Segmentation {
+    if tun.offload() < tun::Offload::Segmentation {
         warn!(offload = ?tun.offload(), "this kernel's tun lacks offload: expect less throughput");
     }
     let threads = Threads::start(tun, &config, notifier)?;

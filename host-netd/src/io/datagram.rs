@@ -242,6 +242,10 @@ impl DatagramSocket {
                     let sequence = u16::from_be_bytes([*high, *low]);
                     engine.datagram_error(id, from, to, error, sequence, payload);
                 }
+                // The kernel's own errors about IPv6 come without the datagram.
+                (DatagramKind::Udp, [], Some(out)) if out.to == to => {
+                    engine.datagram_error(id, from, to, error, 0, &out.payload);
+                }
                 (DatagramKind::Udp, payload, _) if to.port() != 0 => {
                     // On paths without a wire (veth) many datagrams may arrive as one, and the
                     // error quotes them as one: it is told of the first.
