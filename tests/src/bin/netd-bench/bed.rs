@@ -46,8 +46,7 @@ impl Bed {
     /// Makes the machines and starts the servers.
     pub(crate) fn new(options: &Run) -> anyhow::Result<Bed> {
         let own = std::env::current_exe()?;
-        let beside = own.parent().context("a program has a folder")?;
-        let binaries = options.bin_dir().unwrap_or_else(|| beside.to_owned());
+        let binaries = options.bin_dir()?;
         for daemon in ["host-netd", "enclave-netd"] {
             let path: PathBuf = binaries.join(daemon);
             if !path.exists() {

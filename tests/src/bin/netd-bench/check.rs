@@ -21,7 +21,7 @@ const CONNECTIONS: usize = 8;
 /// More than all buffers on the way hold together.
 const SLOW: usize = 32 * MIB;
 /// How long a slow reader does nothing: windows close, and probes come.
-const PAUSE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_secs(2);
 /// For a server's verdict.
 const VERDICT: Duration = Duration::from_secs(60);
 /// For a connection, in seconds.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// The machine and the tools.
@@ -18,7 +19,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Asks the kernel and the tools.
-    pub(crate) fn gather(command_line: String) -> Facts {
+    pub(crate) fn gather(command_line: String, binaries: &Path) -> Facts {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, name: &str| {
             let line = text.lines().find(|line| line.starts_with(name));
@@ -38,6 +39,10 @@ impl Facts {
             .iter()
             .map(|(tool, option)| ((*tool).to_owned(), version(tool, option)))
             .collect();
+        for daemon in ["host-netd", "enclave-netd"] {
+            let path = binaries.join(daemon).display().to_string();
+            tools.push((daemon.to_owned(), version(&path, "--version")));
+        }
         tools.push(("pasta".to_owned(), pasta_version()));
         Facts {
             cpu: field(&read("/proc/cpuinfo"), "model name"),

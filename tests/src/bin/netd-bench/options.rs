@@ -29,10 +29,10 @@ pub(crate) enum Command {
 /// One run.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Run {
-    /// Short: 1 s, 2 repeats, fewer idle flows; for a look, not for a claim
+    /// Short: 1 s, 2 repeats, no more than 1,000 idle flows; for a look, not for a claim
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How long one load runs [default: 3]
+    /// How long one load runs; some never more than 2 s [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: Option<u64>,
     /// How often each load is run over each subject; medians are reported [default: 3]
@@ -75,17 +75,24 @@ impl Run {
         usize::try_from(repeats).expect("at most 50")
     }
 
-    /// Where the daemons are, if the caller says so.
-    pub(crate) fn bin_dir(&self) -> Option<PathBuf> {
-        let environment = || std::env::var_os("NETD_BIN_DIR").map(PathBuf::from);
-        self.bin_dir.clone().or_else(environment)
+    /// Where the daemons are.
+    pub(crate) fn bin_dir(&self) -> std::io::Result<PathBuf> {
+        let said = self.bin_dir.clone();
+        let said = said.or_else(|| std::env::var_os("NETD_BIN_DIR").map(PathBuf::from));
+        match said {
+            Some(dir) => Ok(dir),
+            None => Ok(std::env::current_exe()?.with_file_name("")),
+        }
     }
 
     /// What is measured, in the order of the report.
     pub(crate) fn measures(&self) -> Vec<Measure> {
         let all = Measure::ALL.iter().copied();
-        all.filter(|measure| self.only.is_empty() || self.only.contains(measure))
-            .collect()
+        let is_wanted = |measure: &Measure| match self.only.is_empty() {
+            true => !(self.quick && measure.is_long()),
+            false => self.only.contains(measure),
+        };
+        all.filter(is_wanted).collect()
     }
 }
 

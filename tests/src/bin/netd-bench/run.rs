@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
     let wanted = wanted(options)?;
     let measures = options.measures();
-    let facts = Facts::gather(command_line());
+    let facts = Facts::gather(command_line(), &options.bin_dir()?);
     let bed = Bed::new(options)?;
     end_on_signals(&bed)?;
 
@@ -174,10 +174,21 @@ fn wanted(options: &Run) -> anyhow::Result<Vec<(String, Kind)>> {
         .collect())
 }
 
+/// What was typed, as a shell takes it.
 fn command_line() -> String {
-    // The script that starts this program says what was typed.
-    let own = std::env::var("NETD_BENCH_COMMAND");
-    own.unwrap_or_else(|_| std::env::args().collect::<Vec<_>>().join(" "))
+    let mut words: Vec<String> = std::env::args().collect();
+    // The script that starts this program tells its own name.
+    if let (Ok(script), Some(first)) = (std::env::var("NETD_BENCH_COMMAND"), words.first_mut()) {
+        *first = script;
+    }
+    let quoted = words.iter().map(|word| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:".contains(c);
+        match !word.is_empty() && word.chars().all(is_plain) {
+            true => word.clone(),
+            false => format!("'{}'", word.replace('\'', r"'\''")),
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
 }
 
 /// On a signal, ends all that runs in the machines, and this program.

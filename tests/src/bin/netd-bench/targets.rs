@@ -99,15 +99,21 @@ impl Target {
         }
     }
 
+    /// Whose values it needs.
+    pub(crate) fn subjects(&self) -> [&'static str; 2] {
+        [OURS, self.beside.map_or(OURS, |(_, subject)| subject)]
+    }
+
     /// Whether it was reached, if both values are there.
     pub(crate) fn is_reached(&self, results: &Results) -> Option<bool> {
-        let mut value = results.median(self.metric, OURS)?;
-        if let Some((metric, subject)) = self.beside {
-            value /= results.median(metric, subject)?;
-        }
+        let value = results.median(self.metric, OURS)?;
+        let unit = match self.beside {
+            Some((metric, subject)) => results.median(metric, subject)?,
+            None => 1.0,
+        };
         Some(match self.bound {
-            AtLeast(bound) => value >= bound,
-            AtMost(bound) => value <= bound,
+            AtLeast(bound) => value >= bound * unit,
+            AtMost(bound) => value <= bound * unit,
         })
     }
 }

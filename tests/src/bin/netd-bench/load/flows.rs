@@ -16,6 +16,9 @@ const BYTES: usize = 2048;
 /// How many are opened at once.
 const OPENERS: usize = 8;
 
+/// Later than this, no more are opened.
+const OPEN_WITHIN: Duration = Duration::from_secs(45);
+
 /// How it went.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Flows {
@@ -34,6 +37,10 @@ pub(super) fn run(server: IpAddr, flows: usize) -> anyhow::Result<()> {
         let mut open = Vec::new();
         let mut error = None;
         for number in (first..flows).step_by(OPENERS) {
+            if begin.elapsed() > OPEN_WITHIN {
+                error = Some(format!("not faster in {OPEN_WITHIN:?}"));
+                break;
+            }
             let port = port::IDLE[number % port::IDLE.len()];
             match open_and_use(SocketAddr::new(server, port)) {
                 Ok(stream) => open.push(stream),

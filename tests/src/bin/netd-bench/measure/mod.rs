@@ -49,6 +49,8 @@ pub(crate) enum Measure {
     IdleCpu,
 }
 
+/// The longest of the loads that give many values a second, in seconds.
+const SHORT: u64 = 2;
 /// Far away: ours has to keep a bandwidth-delay product of some megabytes in flight.
 const DELAY: tcp::Far = tcp::Far {
     delay: 10.0,
@@ -91,6 +93,11 @@ impl Measure {
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// Whether `--quick` leaves it out unless it is asked for.
+    pub(crate) fn is_long(self) -> bool {
+        matches!(self, Measure::Flows5000 | Measure::Flows15000)
+    }
+
     /// How often it is run, if others are run so often.
     pub(crate) fn repeats(self, others: usize) -> usize {
         match self {
@@ -106,6 +113,8 @@ impl Measure {
         subject: &mut Subject<'_>,
         seconds: u64,
     ) -> anyhow::Result<Values> {
+        // What is counted in thousands a second needs less time than what fluctuates.
+        let short = seconds.min(SHORT);
         match self {
             Measure::Tcp1 => tcp::one_stream(bed, subject, seconds),
             Measure::Tcp8 => tcp::streams(bed, subject, seconds, 8, ["tcp8_up", "tcp8_down"]),
@@ -113,15 +122,15 @@ impl Measure {
             Measure::Bidir => tcp::both_ways(bed, subject, seconds),
             Measure::Delay => tcp::far(bed, subject, seconds, &DELAY),
             Measure::Loss => tcp::far(bed, subject, seconds, &LOSS),
-            Measure::Rr => small::latency(bed, subject, seconds),
+            Measure::Rr => small::latency(bed, subject, short),
             Measure::RrBulk => small::latency_beside_bulk(bed, subject, seconds),
-            Measure::Crr => small::connects(bed, subject, seconds),
+            Measure::Crr => small::connects(bed, subject, short),
             Measure::Https => https::download(bed, subject, seconds),
-            Measure::Udp => datagrams::all(bed, subject, seconds),
+            Measure::Udp => datagrams::all(bed, subject, short),
             Measure::IdleCpu => Ok(rest::idle_cpu(subject, seconds)),
-            Measure::Flows1000 => flows::run(bed, subject, seconds, &flows::THOUSAND),
-            Measure::Flows5000 => flows::run(bed, subject, seconds, &flows::FIVE_THOUSAND),
-            Measure::Flows15000 => flows::run(bed, subject, seconds, &flows::FIFTEEN_THOUSAND),
+            Measure::Flows1000 => flows::run(bed, subject, short, &flows::THOUSAND),
+            Measure::Flows5000 => flows::run(bed, subject, short, &flows::FIVE_THOUSAND),
+            Measure::Flows15000 => flows::run(bed, subject, short, &flows::FIFTEEN_THOUSAND),
         }
     }
 }

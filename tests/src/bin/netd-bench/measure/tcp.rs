@@ -10,8 +10,8 @@ use serde_json::Value;
 /// How long an iperf3 server may take to end after its client, in seconds.
 const SERVER_END: u64 = 2;
 
-/// Slow start and the first losses are not counted, in seconds.
-const FAR_WARM_UP: u64 = 2;
+/// Slow start is not counted, in seconds: it takes some 12 round trips.
+const FAR_WARM_UP: u64 = 1;
 
 /// A way with delay and loss.
 pub(super) struct Far {

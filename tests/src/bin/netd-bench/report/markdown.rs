@@ -82,7 +82,11 @@ fn row(report: &Report<'_>, metric: &Metric) -> Option<Vec<String>> {
         (Some(ours), Some(theirs)) if theirs > 0.0 => number(ours / theirs),
         _ => "-".to_owned(),
     }));
-    let targets = TARGETS.iter().filter(|target| target.metric == metric.key);
+    let is_there = |name: &str| report.subjects.iter().any(|subject| subject == name);
+    let is_meant = |target: &&Target| {
+        target.metric == metric.key && target.subjects().into_iter().all(is_there)
+    };
+    let targets = TARGETS.iter().filter(is_meant);
     let verdict = |target: &Target| {
         let outcome = match target.is_reached(results) {
             Some(true) => "ok",
@@ -99,12 +103,25 @@ fn row(report: &Report<'_>, metric: &Metric) -> Option<Vec<String>> {
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
+        v if v >= 9999.5 => with_commas(&format!("{value:.0}")),
         v if v >= 99.95 => format!("{value:.0}"),
         v if v >= 9.995 => format!("{value:.1}"),
         v if v >= 0.095 => format!("{value:.2}"),
         v if v >= 0.00095 => format!("{value:.4}"),
         _ => format!("{value:.1e}"),
     }
+}
+
+/// Thousands apart.
+fn with_commas(digits: &str) -> String {
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Aligned, so that it can be read as text too.

@@ -6,6 +6,7 @@ mod svg;
 use crate::check::Check;
 use crate::machine_facts::Facts;
 use crate::results::Results;
+use crate::targets::TARGETS;
 use std::fs;
 use std::path::Path;
 
@@ -32,12 +33,20 @@ impl Report<'_> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("report.md"), self.markdown())?;
         fs::write(dir.join("report.svg"), svg::render(self))?;
+        let targets = TARGETS.iter().map(|target| {
+            serde_json::json!({
+                "metric": target.metric,
+                "target": target.text(),
+                "reached": target.is_reached(self.results),
+            })
+        });
         let json = serde_json::json!({
             "machine": self.facts,
             "seconds": self.seconds,
             "repeats": self.repeats,
             "subjects": self.subjects,
             "metrics": crate::measure::METRICS,
+            "targets": targets.collect::<Vec<_>>(),
             "samples": self.results.samples,
             "gaps": self.results.gaps,
             "checks": self.checks,
