@@ -24,6 +24,9 @@ pub(crate) struct Gap {
 pub(crate) struct Results {
     pub(crate) samples: Vec<Sample>,
     pub(crate) gaps: Vec<Gap>,
+    /// Loads that were run, and those during which other programs were busy.
+    pub(crate) runs: usize,
+    pub(crate) disturbed: usize,
 }
 
 impl Results {

@@ -8,18 +8,26 @@ use crate::options::Run;
 use crate::report::Report;
 use crate::results::{Gap, Results, Sample};
 use crate::subject::{BUILT_IN, HOST, Kind, OURS, Subject};
+use crate::usage::Others;
 use crate::{INTERRUPTED, wait_if_interrupted};
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::Write;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// The part of one processor that other programs may use before a run counts as disturbed.
+const DISTURBING: f64 = 0.05;
 
 /// Runs it all; false if a check failed.
 pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
     let wanted = wanted(options)?;
     let measures = options.measures();
     let facts = Facts::gather(command_line(), &options.bin_dir()?);
+    // What a killed tunnel leaves running stays a descendant of this process, and is told from other
+    // programs by that.
+    nix::sys::prctl::set_child_subreaper(true)?;
     let bed = Bed::new(options)?;
     end_on_signals(&bed)?;
 
@@ -91,7 +99,18 @@ fn once(
     }
     let repeats = measure.repeats(options.repeats());
     let place = format!("{name} {}/{repeats} {}", repeat + 1, subject.name);
-    match measure.run(bed, subject, options.seconds()) {
+    let (begin, before) = (Instant::now(), Others::now());
+    let outcome = measure.run(bed, subject, options.seconds());
+    results.runs += 1;
+    if let Some((who, seconds)) = Others::now().since(&before)
+        && seconds > DISTURBING * begin.elapsed().as_secs_f64()
+    {
+        results.disturbed += 1;
+        eprintln!(
+            "{place}: other programs used {seconds:.2} s of processor time, most of all {who}"
+        );
+    }
+    match outcome {
         Ok(values) => {
             let told = values
                 .iter()

@@ -26,6 +26,13 @@ fn write_all(text: &mut String, report: &Report<'_>) -> std::fmt::Result {
     let mut rows = vec![header(report)];
     rows.extend(METRICS.iter().filter_map(|metric| row(report, metric)));
     write_table(text, &rows)?;
+    if results.disturbed > 0 {
+        writeln!(
+            text,
+            "\nOther programs were busy during {} of {} runs: values may be too bad.",
+            results.disturbed, results.runs
+        )?;
+    }
     if !results.gaps.is_empty() {
         writeln!(text, "\nNot measured:\n")?;
         for gap in &results.gaps {

@@ -48,6 +48,8 @@ impl Report<'_> {
             "metrics": crate::measure::METRICS,
             "targets": targets.collect::<Vec<_>>(),
             "samples": self.results.samples,
+            "runs": self.results.runs,
+            "disturbed_runs": self.results.disturbed,
             "gaps": self.results.gaps,
             "checks": self.checks,
         });
