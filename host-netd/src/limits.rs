@@ -60,7 +60,8 @@ pub const DATAGRAM_QUANTUM: usize = 32;
 /// not hold the loop.
 pub const ERROR_QUANTUM: usize = 16;
 
-/// Turns of flows that were put back once, before new events are looked at.
+/// Turns of flows that were put back once, and deadlines that are met, before new events are looked
+/// at.
 pub const ROUND: usize = 64;
 
 /// Flows of one enclave, all protocols together: a TCP flow can hold 1 MiB of rings, of which

@@ -285,17 +285,6 @@ impl Engine {
             Flow::Tcp(stack) => self.rings.recycle(stack.into_socket(&mut self.memory)),
             Flow::Datagram(_) => {}
         }
-        if self.timers.is_stale(self.flows.len()) {
-            self.timers
-                .rebuild(self.flows.iter_mut().map(|(index, entry)| {
-                    #[expect(clippy::cast_possible_truncation, reason = "bounded by limits.flows")]
-                    let id = FlowId {
-                        index: index as u32,
-                        generation: entry.generation,
-                    };
-                    (id, &mut entry.deadline)
-                }));
-        }
     }
 
     /// When [`expired`](Self::expired) may have something.
@@ -306,6 +295,7 @@ impl Engine {
     /// The next flow whose time has come. A TCP flow is to be given its turn; a datagram flow was
     /// idle too long and is gone.
     pub fn expired(&mut self, now: Instant) -> Option<Effect<'static>> {
+        self.tidy_timers();
         let at = self.micros(now);
         while let Some((fired, id)) = self.timers.pop(now) {
             let Some(entry) = self.flows.get_mut(id.index()) else {
@@ -330,6 +320,21 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// Rids the timers of the entries that removed flows and overtaken deadlines left behind.
+    fn tidy_timers(&mut self) {
+        if self.timers.is_stale(self.flows.len()) {
+            self.timers
+                .rebuild(self.flows.iter_mut().map(|(index, entry)| {
+                    #[expect(clippy::cast_possible_truncation, reason = "bounded by limits.flows")]
+                    let id = FlowId {
+                        index: index as u32,
+                        generation: entry.generation,
+                    };
+                    (id, &mut entry.deadline)
+                }));
+        }
     }
 
     fn entry(&mut self, id: FlowId) -> Option<&mut Entry> {

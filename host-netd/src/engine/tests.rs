@@ -649,6 +649,33 @@ fn an_enclave_that_does_not_answer_an_inbound_client_loses_it() {
 }
 
 #[test]
+fn timers_of_long_lived_flows_do_not_pile_up() {
+    let mut bed = Bed::new();
+    let mut connections: Vec<_> = (0..20)
+        .map(|n| {
+            Connection::between(
+                &mut bed,
+                (format!("100.64.0.2:{}", 4000 + n).leak(), SERVER),
+            )
+        })
+        .collect();
+    for _ in 0..300 {
+        for connection in &mut connections {
+            let mut flow = bed.engine.tcp(connection.id).unwrap();
+            flow.send(|_| (64, ()));
+            connection.replies(&mut bed);
+            connection.ack += 64;
+            connection.send(&mut bed, ACK, &[]);
+        }
+
+        // The retransmission timers fire; the next deadlines are those of the far keep-alive.
+        bed.pass(Duration::from_secs(1));
+        assert!(bed.engine.expired(bed.now).is_none());
+    }
+    assert!(!bed.engine.timers.is_stale(bed.engine.flow_count()));
+}
+
+#[test]
 fn limits_are_answered_and_counted() {
     let mut bed = Bed::new();
     for port in 0..FLOWS {

@@ -2,8 +2,9 @@
 //!
 //! Deadlines move with every packet, mostly away. The heap is told only when a deadline comes
 //! nearer than its entry; an entry that fires too early is put back at the flow's real deadline.
-//! Entries that were overtaken by a nearer one stay behind until they fire or, when they are most
-//! of the heap, until it is made anew.
+//! Entries that were overtaken by a nearer one (a flow that sends now and then leaves one at the far
+//! end of its keep-alive each time) or whose flow is gone stay behind until they fire or, when they
+//! are most of the heap, until it is made anew.
 
 use super::FlowId;
 use std::cmp::Reverse;

@@ -15,7 +15,8 @@
 //! what it was told until a system call says otherwise.
 
 use super::LinkStream;
-use super::work::{Command, Handle, Services, Work};
+use super::handle::{Command, Handle, Services};
+use super::work::Work;
 use crate::engine::{Engine, FlowId};
 use crate::limits::{COMMANDS, LINK_BATCH, ROUND};
 use mio::unix::SourceFd;
@@ -135,7 +136,11 @@ impl DataLoop {
             self.write_link()?;
             self.read_link(now)?;
             self.take_commands(now)?;
-            while let Some(effect) = self.work.engine.expired(now) {
+            // Flows that were opened together expire together: the rest has to wait its turn.
+            for _ in 0..ROUND {
+                let Some(effect) = self.work.engine.expired(now) else {
+                    break;
+                };
                 self.work.act(effect, now);
             }
             self.serve(now)?;

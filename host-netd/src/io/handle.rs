@@ -1,0 +1,107 @@
+//! The way from the rest of the daemon to a data loop, and back.
+
+use crate::capture::Tap;
+use crate::dns::{Dns, Resolved};
+use crate::engine::FlowId;
+use mio::Waker;
+use netd_proto::control::Goodbye;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, OnceLock};
+use tokio::sync::mpsc;
+
+/// What tokio's side tells a data loop.
+#[derive(Debug)]
+pub enum Command {
+    /// A connect began, or could not.
+    Dialed(FlowId, io::Result<TcpStream>),
+    /// A client of a published port was accepted, for this port of the enclave.
+    Accepted(TcpStream, SocketAddr, u16),
+    /// A DNS query was answered, or could not be.
+    DnsAnswer {
+        /// Who asked.
+        client: SocketAddr,
+        /// Which of the gateway's addresses.
+        gateway: SocketAddr,
+        /// The message.
+        message: Option<Vec<u8>>,
+    },
+    /// DNS handed addresses out.
+    Learnt(Resolved),
+    /// Write the counters to the log.
+    Report,
+}
+
+/// The way to a data loop.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    waker: Arc<Waker>,
+    closing: Arc<OnceLock<Goodbye>>,
+}
+
+impl Handle {
+    pub(super) fn new(commands: mpsc::Sender<Command>, waker: Arc<Waker>) -> Handle {
+        Handle {
+            commands,
+            waker,
+            closing: Arc::default(),
+        }
+    }
+
+    /// Hands a command over, waiting while the loop has too many. False if the loop has ended.
+    pub async fn send(&self, command: Command) -> bool {
+        self.commands.send(command).await.is_ok() && self.waker.wake().is_ok()
+    }
+
+    /// Hands a command over if the loop takes it now; gives it back otherwise.
+    ///
+    /// # Errors
+    /// The loop has too many, because its enclave does not read its link, or has ended.
+    pub fn try_send(&self, command: Command) -> Result<(), Command> {
+        self.commands
+            .try_send(command)
+            .map_err(|error| error.into_inner())?;
+        // A loop that cannot be woken has ended.
+        let _ = self.waker.wake();
+        Ok(())
+    }
+
+    /// Ends the loop, whatever else it has to do.
+    pub fn close(&self, goodbye: Goodbye) {
+        // The first reason stands.
+        let _ = self.closing.set(goodbye);
+        let _ = self.waker.wake();
+    }
+
+    pub(super) fn closing(&self) -> Option<&Goodbye> {
+        self.closing.get()
+    }
+
+    /// Whether the loop has ended.
+    pub fn is_closed(&self) -> bool {
+        self.commands.is_closed()
+    }
+}
+
+/// What a data loop uses of the rest of the daemon.
+#[derive(Clone)]
+pub struct Services {
+    /// Where connects and DNS run.
+    pub runtime: tokio::runtime::Handle,
+    /// Behind the gateway's port 53.
+    pub dns: Dns,
+    /// Records what crosses the link.
+    pub tap: Option<Tap>,
+}
+
+impl Services {
+    /// The same services for one more session.
+    pub(crate) fn for_session(&self) -> Services {
+        let tap = self.tap.as_ref().map(Tap::for_session);
+        Services {
+            tap,
+            ..self.clone()
+        }
+    }
+}
