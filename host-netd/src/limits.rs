@@ -24,7 +24,7 @@ pub const MIN_RING_MEMORY_MIB: usize = 16;
 pub const MAX_RING_MEMORY_MIB: usize = 16 * 1024;
 
 /// Idle time after which a flow's rings are given back to the kernel.
-pub const RING_IDLE: Duration = Duration::from_secs(2);
+pub const RING_IDLE: Duration = Duration::from_secs(10);
 
 /// Window of a flow that is not a bulk flow: enough for several Gbit/s within a machine, little
 /// enough that each of `MAX_FLOWS` may have it.

@@ -112,7 +112,7 @@ pub struct Limits {
     /// Flows, all protocols together.
     pub flows: usize,
     /// Bytes of memory in the rings of all flows. A quarter more can be in use, and
-    /// [`SHORT_WINDOW`](crate::limits::SHORT_WINDOW) a flow.
+    /// [`SHORT_WINDOW`] a flow.
     pub ring_memory: usize,
 }
 
