@@ -48,7 +48,7 @@ fn interface_addresses_and_routes_are_set() {
         );
         assert!(!run("ip", &["route", "show", "table", "local"]).contains("broadcast 100.64"));
         let features = link.hello.features.to_string();
-        assert_eq!(features, "checksum+tso4+tso6");
+        assert_eq!(features, "checksum+tso4+tso6+uso");
         assert_eq!(link.hello.mtu, 1500);
 
         daemon.stop();
