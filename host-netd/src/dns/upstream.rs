@@ -147,7 +147,9 @@ impl Upstream {
                         Ok(response) => {
                             let (server_address, rcode) = (servers[server], response.rcode);
                             debug!(%server_address, ?rcode, "asking the next name server");
-                            unhelpful.push(server);
+                            if !unhelpful.contains(&server) {
+                                unhelpful.push(server);
+                            }
                             kept.get_or_insert(response);
                         }
                         Err(error) => {
