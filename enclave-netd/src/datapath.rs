@@ -321,12 +321,12 @@ impl Datapath {
                 }
                 Egress::Send => {
                     self.guard.drops.count(DropReason::OutNoLink);
-                    self.reply.no_link(&packet, gateway, write);
+                    let error = IcmpError::NetUnreachable;
+                    self.reply.unreachable(&packet, gateway, error, write);
                 }
                 Egress::Prohibit => {
-                    self.reply
-                        .icmp(&packet, gateway, IcmpError::Prohibited)
-                        .map(write);
+                    let error = IcmpError::Prohibited;
+                    self.reply.unreachable(&packet, gateway, error, write);
                 }
                 Egress::Drop(_) => {}
             }

@@ -48,22 +48,22 @@ impl Reply {
         Some(&self.buffer[..HEADER + length])
     }
 
-    /// Writes what answers `packet` while there is no link.
+    /// Writes what tells the sender of `packet` that it went nowhere because of `error`.
     ///
     /// A SYN is answered twice. The ICMP error gives the program the true reason, but the kernel
     /// drops it when it comes while the program is still inside `connect()`; the reset is kept
     /// for later then, and is a segment of no socket otherwise.
-    pub(crate) fn no_link(
+    pub(crate) fn unreachable(
         &mut self,
         packet: &Packet<'_>,
         gateway: IpAddr,
+        error: IcmpError,
         mut write: impl FnMut(&[u8]),
     ) {
         let opens = matches!(packet.transport(), Transport::Tcp(tcp) if tcp.syn() && !tcp.ack());
         let tcp = matches!(packet.transport(), Transport::Tcp(_));
         if opens || !tcp {
-            self.icmp(packet, gateway, IcmpError::NetUnreachable)
-                .map(&mut write);
+            self.icmp(packet, gateway, error).map(&mut write);
         }
         if tcp {
             self.reset(packet).map(write);
@@ -83,7 +83,7 @@ mod tests {
     fn answers(bytes: &[u8]) -> Vec<Vec<u8>> {
         let packet = Packet::parse(bytes).expect("valid");
         let mut answers = Vec::new();
-        Reply::new().no_link(&packet, GATEWAY, |answer| {
+        Reply::new().unreachable(&packet, GATEWAY, IcmpError::NetUnreachable, |answer| {
             let (header, packet) = answer.split_at(HEADER);
             assert_eq!(header, [0; HEADER]);
             answers.push(packet.to_vec());
