@@ -29,7 +29,7 @@
 use crate::config::Network;
 use crate::dns;
 use crate::drops::{DropReason, Drops};
-use crate::limits::NAME_HOLDS_FOR;
+use crate::limits::{NAME_HOLDS_FOR, REFUSED_DATAGRAMS};
 use crate::memory::{Callers, LastSent, Seconds};
 use crate::ports::Published;
 use netd_proto::handshake::Features;
@@ -119,6 +119,7 @@ pub(crate) struct Guard {
     callers: Callers,
     /// What the link agreed on.
     features: Features,
+    refused: RefusedFragments,
     pub(crate) drops: Drops,
 }
 
@@ -134,6 +135,7 @@ impl Guard {
             sent6: LastSent::new(),
             callers: Callers::new(),
             features: Features::default(),
+            refused: RefusedFragments::default(),
             drops: Drops::default(),
         }
     }
@@ -146,6 +148,12 @@ impl Guard {
     /// Decides on a packet from the tun.
     pub(crate) fn egress(&mut self, packet: &Packet<'_>, now: Seconds) -> Egress {
         let verdict = self.judge_egress(packet, now);
+        if let (Transport::Fragment(fragment), Egress::Prohibit | Egress::Drop(_)) =
+            (packet.transport(), verdict)
+            && fragment.offset == 0
+        {
+            self.refused.record(packet.dst(), fragment);
+        }
         match verdict {
             Egress::Send => {}
             Egress::Prohibit => self.drops.count(DropReason::OutPolicy),
@@ -166,6 +174,11 @@ impl Guard {
             Transport::Tcp(_) => None,
             Transport::Udp(_) => packet.flow_key(),
             Transport::Echo(echo) if echo.request => packet.flow_key(),
+            Transport::Fragment(fragment)
+                if fragment.offset != 0 && self.refused.contains(packet.dst(), fragment) =>
+            {
+                return Egress::Drop(DropReason::OutPolicy);
+            }
             Transport::Fragment(fragment) => match first_fragment_key(packet, fragment) {
                 Ok(key) => key,
                 Err(reason) => return Egress::Drop(reason),
@@ -296,6 +309,25 @@ impl Guard {
         } else {
             &mut self.sent4
         }
+    }
+}
+
+/// The datagrams in parts whose first was refused lately: the others would only wait at the host
+/// for it. Kernels send the parts one behind the other.
+#[derive(Debug, Default)]
+struct RefusedFragments {
+    latest: [Option<(IpAddr, u32, u8)>; REFUSED_DATAGRAMS],
+    next: usize,
+}
+
+impl RefusedFragments {
+    fn record(&mut self, dst: IpAddr, fragment: &Fragment<'_>) {
+        self.latest[self.next] = Some((dst, fragment.identification, fragment.protocol));
+        self.next = (self.next + 1) % REFUSED_DATAGRAMS;
+    }
+
+    fn contains(&self, dst: IpAddr, fragment: &Fragment<'_>) -> bool {
+        (self.latest).contains(&Some((dst, fragment.identification, fragment.protocol)))
     }
 }
 

@@ -460,30 +460,36 @@ fn malformed_packets_do_not_enter() {
 #[test]
 fn fragments_leave_and_do_not_enter() {
     let mut guard = guard(&[], &[53], &["deny udp 192.0.2.0/24:7"]);
-    let fragment = |src: &str, dst: &str, offset: u16, port: u16| {
+    let fragment = |src: &str, dst: &str, offset: u16, port: u16, id: u16| {
         let mut bytes = udp(src, dst, (1, port));
         let mut header = etherparse::Ipv4Header::from_slice(&bytes).expect("valid").0;
         header.fragment_offset = IpFragOffset::try_new(offset).expect("small");
-        header.more_fragments = true;
+        header.more_fragments = offset == 0;
+        header.identification = id;
         header.dont_fragment = false;
         header.header_checksum = header.calc_header_checksum();
         bytes[..20].copy_from_slice(&header.to_bytes());
         bytes
     };
     assert_eq!(
-        leave(&mut guard, &fragment(US[0], PEER[0], 0, 8), NOW),
+        leave(&mut guard, &fragment(US[0], PEER[0], 0, 8, 1), NOW),
         Egress::Send
     );
     assert_eq!(
-        leave(&mut guard, &fragment(US[0], PEER[0], 0, 7), NOW),
+        leave(&mut guard, &fragment(US[0], PEER[0], 0, 7, 2), NOW),
         Egress::Prohibit
     );
     assert_eq!(
-        leave(&mut guard, &fragment(US[0], PEER[0], 185, 7), NOW),
+        leave(&mut guard, &fragment(US[0], PEER[0], 185, 7, 2), NOW),
+        Egress::Drop(DropReason::OutPolicy),
+        "the rest of what was refused"
+    );
+    assert_eq!(
+        leave(&mut guard, &fragment(US[0], PEER[0], 185, 8, 1), NOW),
         Egress::Send
     );
     assert_eq!(
-        enter(&mut guard, &fragment(PEER[0], US[0], 0, 53), NOW),
+        enter(&mut guard, &fragment(PEER[0], US[0], 0, 53, 3), NOW),
         "in_fragment"
     );
     assert_eq!(

@@ -61,6 +61,10 @@ pub(crate) const UDP_REPLY_WINDOW: Duration = Duration::from_secs(180);
 /// its question by milliseconds.
 pub(crate) const CALLER_SLOTS: usize = 4096;
 
+/// Datagrams in parts whose first part was refused that are remembered: kernels send all parts of
+/// one before the next of the same socket.
+pub(crate) const REFUSED_DATAGRAMS: usize = 16;
+
 /// How long an address belongs to its name at least, for rules that name hosts: programs keep
 /// addresses beyond their time to live, and a flow must not depend on the second.
 pub(crate) const NAME_HOLDS_FOR: Duration = Duration::from_secs(600);
