@@ -10,7 +10,9 @@
 //! sending side: packets are built in place at its tail and the link is written from its head.
 //! Neither allocates after it is made.
 
+use crate::build::MAX_ICMP_ERROR;
 use crate::limits::{LINK_QUEUE, LINK_READ, MAX_CONTROL_FRAME, MAX_PACKET_FRAME};
+use crate::offload::VnetHeader;
 
 /// Length of a frame's header.
 pub const HEADER: usize = 4;
@@ -175,14 +177,24 @@ impl Decoder {
 /// Frames on their way to the link, bounded.
 ///
 /// [`has_room`](Self::has_room) turns false at [`LINK_QUEUE`] bytes. What was begun before fits
-/// always: behind the bound there is room for one packet and for [`CONTROL_RESERVE`] bytes of
-/// control frames, so that a ping is answered also while bulk data waits.
+/// always: behind the bound there is room for one packet, for [`ANSWER_RESERVE`] bytes of answers
+/// that cannot wait, and for [`CONTROL_RESERVE`] bytes of control frames, so that a closed port is
+/// told and a ping is answered also while bulk data waits.
 #[derive(Debug)]
 pub struct Queue {
     buffer: Box<[u8]>,
     head: usize,
     tail: usize,
 }
+
+/// Room for short packets beyond the bound of a [`Queue`]: resets, acknowledgements and ICMP errors
+/// that answer a packet, a dozen of the longest or two hundred of the shortest.
+pub const ANSWER_RESERVE: usize = 16 * 1024;
+
+const MAX_ANSWER_FRAME: usize = HEADER + VnetHeader::LEN + MAX_ICMP_ERROR;
+
+/// The most that waits in a [`Queue`] but for control frames.
+const QUEUE_WITH_ANSWERS: usize = LINK_QUEUE + HEADER + MAX_PACKET_FRAME + ANSWER_RESERVE;
 
 /// Room for control frames beyond the bound of a [`Queue`].
 pub const CONTROL_RESERVE: usize = 4 * (HEADER + MAX_CONTROL_FRAME);
@@ -198,7 +210,7 @@ impl Queue {
     pub fn new() -> Self {
         // Twice the bound: sent bytes are reclaimed by moving what waits only after at least
         // LINK_QUEUE bytes went out.
-        let capacity = 2 * LINK_QUEUE + HEADER + MAX_PACKET_FRAME + CONTROL_RESERVE;
+        let capacity = LINK_QUEUE + QUEUE_WITH_ANSWERS + CONTROL_RESERVE;
         Queue {
             buffer: vec![0; capacity].into_boxed_slice(),
             head: 0,
@@ -233,8 +245,18 @@ impl Queue {
         Some(&mut self.buffer[payload..payload + MAX_PACKET_FRAME])
     }
 
+    /// The same for a packet of at most [`MAX_ICMP_ERROR`] bytes that answers another and is lost
+    /// when it cannot be queued now: `None` only when the reserve is used up too.
+    pub fn answer_space(&mut self) -> Option<&mut [u8]> {
+        if self.len() + MAX_ANSWER_FRAME > QUEUE_WITH_ANSWERS {
+            return None;
+        }
+        self.make_room(MAX_ANSWER_FRAME);
+        Some(&mut self.buffer[self.tail + HEADER..self.tail + MAX_ANSWER_FRAME])
+    }
+
     /// Queues the frame whose payload was written to the first `length` bytes of
-    /// [`packet_space`](Self::packet_space).
+    /// [`packet_space`](Self::packet_space) or [`answer_space`](Self::answer_space).
     pub fn commit_packet(&mut self, length: usize) {
         self.buffer[self.tail..self.tail + HEADER].copy_from_slice(&header(Kind::Packet, length));
         self.tail += HEADER + length;
@@ -242,9 +264,7 @@ impl Queue {
 
     /// Queues a control frame. False when even the reserve is used up: the frame is not queued.
     pub fn push_control(&mut self, kind: Kind, payload: &[u8]) -> bool {
-        if self.len() + HEADER + payload.len()
-            > LINK_QUEUE + HEADER + MAX_PACKET_FRAME + CONTROL_RESERVE
-        {
+        if self.len() + HEADER + payload.len() > QUEUE_WITH_ANSWERS + CONTROL_RESERVE {
             return false;
         }
         self.make_room(HEADER + payload.len());
@@ -414,19 +434,26 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_packets_and_still_takes_a_pong() {
+    fn a_full_queue_refuses_packets_and_still_takes_answers_and_a_pong() {
         let mut queue = Queue::new();
         while let Some(space) = queue.packet_space() {
             let n = space.len();
             queue.commit_packet(n);
         }
-        assert!(queue.len() <= LINK_QUEUE + HEADER + MAX_PACKET_FRAME);
+        let full = queue.len();
+        assert!(full <= LINK_QUEUE + HEADER + MAX_PACKET_FRAME);
+        while let Some(space) = queue.answer_space() {
+            let n = space.len();
+            queue.commit_packet(n);
+        }
+        assert!(queue.len() - full > ANSWER_RESERVE - MAX_ANSWER_FRAME);
+        assert!(queue.len() <= QUEUE_WITH_ANSWERS);
         for _ in 0..4 {
             assert!(queue.push_control(Kind::Pong, &[0; 8]));
         }
         for _ in 0..100_000 {
             queue.push_control(Kind::Pong, &[0; 8]);
         }
-        assert!(queue.len() <= LINK_QUEUE + HEADER + MAX_PACKET_FRAME + CONTROL_RESERVE);
+        assert!(queue.len() <= QUEUE_WITH_ANSWERS + CONTROL_RESERVE);
     }
 }

@@ -277,22 +277,27 @@ impl<'a> Packet<'a> {
     /// Computes the transport checksum. True also for what has none.
     pub fn transport_checksum_is_right(&self) -> bool {
         let segment = &self.bytes[self.transport_offset..];
-        let pseudo = |protocol| pseudo_header(self.src, self.dst, protocol, segment.len());
-        let sum = match &self.transport {
+        (self.transport).checksum_is_right(self.src, self.dst, segment)
+    }
+}
+
+impl<'a> Transport<'a> {
+    /// Computes the checksum of `segment`, which this was parsed from, between `src` and `dst`.
+    /// True also for what has none.
+    pub fn checksum_is_right(&self, src: IpAddr, dst: IpAddr, segment: &[u8]) -> bool {
+        let ipv6 = src.is_ipv6();
+        let pseudo = |protocol| pseudo_header(src, dst, protocol, segment.len());
+        let sum = match self {
             Transport::Tcp(_) => pseudo(IpNumber::TCP.0),
-            Transport::Udp(udp) if udp.checksum() == 0 => return !self.is_ipv6(),
+            Transport::Udp(udp) if udp.checksum() == 0 => return !ipv6,
             Transport::Udp(_) => pseudo(IpNumber::UDP.0),
-            Transport::Echo(_) | Transport::Icmp { .. } if self.is_ipv6() => {
-                pseudo(IpNumber::IPV6_ICMP.0)
-            }
+            Transport::Echo(_) | Transport::Icmp { .. } if ipv6 => pseudo(IpNumber::IPV6_ICMP.0),
             Transport::Echo(_) | Transport::Icmp { .. } => Sum16BitWords::new(),
             Transport::Fragment(_) | Transport::Other(_) => return true,
         };
         sum.add_slice(segment).ones_complement() == 0
     }
-}
 
-impl<'a> Transport<'a> {
     /// Parses what is above IP: `payload` of IP protocol `protocol`, whole, not a fragment.
     ///
     /// # Errors

@@ -275,7 +275,7 @@ impl Engine {
                 build::quote_echo(src.ip(), dst.ip(), header, payload)
             }
         };
-        self.send_packet(|out| build::icmp_error(out, from, src.ip(), error, &quote));
+        self.send_answer(|out| build::icmp_error(out, from, src.ip(), error, &quote));
     }
 
     fn answer_echo(&mut self, enclave: IpAddr, gateway: IpAddr, echo: &Echo<'_>) {

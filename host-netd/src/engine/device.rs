@@ -124,9 +124,14 @@ impl TxToken for Transmit<'_> {
     }
 
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Some(space) = self.link.queue.packet_space() else {
-            // Only an immediate reply to a received segment comes here with a full link: a
-            // duplicate ACK or a reset, which its sender asks for again.
+        let space = if self.link.queue.has_room() {
+            self.link.queue.packet_space()
+        } else {
+            // Only an immediate reply to a received segment comes here with a full link: an ACK
+            // or a reset. smoltcp counts it as sent, and does not tell the same window again.
+            self.link.queue.answer_space()
+        };
+        let Some(space) = space else {
             return f(&mut vec![0; len]);
         };
         let (header, packet) = space.split_at_mut(VnetHeader::LEN);

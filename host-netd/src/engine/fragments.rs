@@ -2,7 +2,8 @@
 //!
 //! TCP is never cut: the kernel segments it. Fragments cross a lossless link in order, so a small
 //! table and a short timeout are enough; both are bounds against an enclave that sends first
-//! fragments only.
+//! fragments only. What is older than the timeout is as good as gone: kernels use an
+//! identification again, and parts of two datagrams must not make a third.
 
 use crate::limits::{MAX_REASSEMBLIES, REASSEMBLY_TIMEOUT};
 use etherparse::defrag::{IpDefragBuf, IpFragRange};
@@ -27,6 +28,12 @@ struct Partial {
     buffer: IpDefragBuf,
 }
 
+impl Partial {
+    fn is_fresh(&self, now: Instant) -> bool {
+        now < self.begun + REASSEMBLY_TIMEOUT
+    }
+}
+
 /// Packets of which parts are missing.
 #[derive(Debug, Default)]
 pub(super) struct Reassembly {
@@ -47,8 +54,13 @@ impl Reassembly {
             return Err(FragmentError::Invalid);
         }
         let key = (src, dst, fragment.identification, fragment.protocol);
-        let index = match self.partials.iter().position(|partial| partial.key == key) {
-            Some(index) => index,
+        let begun = self.partials.iter().position(|partial| partial.key == key);
+        let index = match begun {
+            Some(index) if self.partials[index].is_fresh(now) => index,
+            Some(index) => {
+                self.partials.swap_remove(index);
+                self.begin(key, now)?
+            }
             None => self.begin(key, now)?,
         };
         let offset = IpFragOffset::try_new(fragment.offset).map_err(|_| FragmentError::Invalid)?;
@@ -70,8 +82,7 @@ impl Reassembly {
         now: Instant,
     ) -> Result<usize, FragmentError> {
         if self.partials.len() >= MAX_REASSEMBLIES {
-            self.partials
-                .retain(|partial| now < partial.begun + REASSEMBLY_TIMEOUT);
+            self.partials.retain(|partial| partial.is_fresh(now));
         }
         if self.partials.len() >= MAX_REASSEMBLIES {
             return Err(FragmentError::Limit);
@@ -133,6 +144,20 @@ mod tests {
         );
         let whole = add(&mut reassembly, &fragment(1, 1, true, b"secondhf"), now);
         assert_eq!(whole, Ok(Some((17, b"firstonesecondhftail".to_vec()))));
+        assert!(reassembly.partials.is_empty());
+    }
+
+    #[test]
+    fn an_old_part_does_not_join_a_new_datagram() {
+        let now = Instant::now();
+        let later = now + REASSEMBLY_TIMEOUT;
+        let mut reassembly = Reassembly::default();
+        let old_tail = fragment(1, 1, false, b"old");
+        assert_eq!(add(&mut reassembly, &old_tail, now), Ok(None));
+        let head = fragment(1, 0, true, b"new head");
+        assert_eq!(add(&mut reassembly, &head, later), Ok(None));
+        let whole = add(&mut reassembly, &fragment(1, 1, false, b"new"), later);
+        assert_eq!(whole, Ok(Some((17, b"new headnew".to_vec()))));
         assert!(reassembly.partials.is_empty());
     }
 

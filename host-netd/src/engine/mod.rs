@@ -266,6 +266,9 @@ impl Engine {
         now: Instant,
     ) -> Effect<'static> {
         match Transport::parse(protocol, payload, last.is_ipv6()) {
+            Ok(transport) if !transport.checksum_is_right(last.src(), last.dst(), payload) => {
+                self.dropped(DropReason::Offload)
+            }
             Ok(transport) => self
                 .handle_datagram(last, &transport, None, now)
                 .into_owned(),
@@ -396,26 +399,36 @@ impl Engine {
 
     fn icmp_error(&mut self, packet: &Packet<'_>, error: IcmpError) {
         let from = self.router.gateway(packet.src());
-        self.send_packet(|out| build::icmp_error(out, from, packet.src(), error, packet.bytes()));
+        self.send_answer(|out| build::icmp_error(out, from, packet.src(), error, packet.bytes()));
     }
 
     fn reset(&mut self, packet: &Packet<'_>) {
-        self.send_packet(|out| build::tcp_reset(out, packet).unwrap_or(0));
+        self.send_answer(|out| build::tcp_reset(out, packet).unwrap_or(0));
+    }
+
+    /// Queues a short packet that `write` makes and that is lost unless it goes now: an ICMP error
+    /// or a reset. It may use the reserve of a full queue.
+    fn send_answer(&mut self, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.seal_run();
+        let sent = send(self.link.queue.answer_space(), write);
+        self.sent_packet(sent);
     }
 
     /// Queues a packet that `write` makes, complete with its checksum.
     fn send_packet(&mut self, write: impl FnOnce(&mut [u8]) -> usize) {
         self.seal_run();
-        let Some(space) = self.link.queue.packet_space() else {
-            self.counters.drop(DropReason::LinkFull);
-            return;
-        };
-        let (header, packet) = space.split_at_mut(VnetHeader::LEN);
-        let length = write(packet);
-        if length > 0 {
-            header.copy_from_slice(&VnetHeader::NONE.encode());
-            self.link.queue.commit_packet(VnetHeader::LEN + length);
-            self.link.traffic.count(length);
+        let sent = send(self.link.queue.packet_space(), write);
+        self.sent_packet(sent);
+    }
+
+    fn sent_packet(&mut self, length: Option<usize>) {
+        match length {
+            None => self.counters.drop(DropReason::LinkFull),
+            Some(0) => {}
+            Some(length) => {
+                self.link.queue.commit_packet(VnetHeader::LEN + length);
+                self.link.traffic.count(length);
+            }
         }
     }
 
@@ -431,6 +444,13 @@ impl Engine {
     fn seed(&self, id: FlowId) -> u64 {
         self.seeds.hash_one(id)
     }
+}
+
+/// Writes a packet and the header of one that needs nothing into `space`; returns its length.
+fn send(space: Option<&mut [u8]>, write: impl FnOnce(&mut [u8]) -> usize) -> Option<usize> {
+    let (header, packet) = space?.split_at_mut(VnetHeader::LEN);
+    header.copy_from_slice(&VnetHeader::NONE.encode());
+    Some(write(packet))
 }
 
 /// The gateway's DNS port.

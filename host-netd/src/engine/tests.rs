@@ -11,6 +11,8 @@ use netd_proto::policy::Rule;
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, SocketAddr};
 
+mod full_link;
+mod memory;
 mod runs;
 
 const FIN: u8 = 1;
@@ -19,8 +21,6 @@ const RST: u8 = 4;
 const ACK: u8 = 16;
 
 /// Every flow limit of these tests.
-mod memory;
-
 const FLOWS: usize = 50;
 
 const LIMITS: Limits = Limits {
@@ -819,8 +819,8 @@ fn a_mapping_ends_when_idle_later_if_it_was_answered_and_never_if_published() {
 
 #[test]
 fn a_datagram_in_parts_is_put_together_and_may_be_cut_again() {
-    let whole = udp(ENCLAVE, SERVER, &[5; 3000]);
-    let part = |offset: usize, end: usize, more: u8| {
+    let mut whole = udp(ENCLAVE, SERVER, &[5; 3000]);
+    let part = |whole: &[u8], offset: usize, end: usize, more: u8| {
         let mut bytes = whole[..20].to_vec();
         bytes.extend(&whole[20 + offset..20 + end]);
         let [high, low] = u16::try_from(bytes.len()).unwrap().to_be_bytes();
@@ -832,11 +832,22 @@ fn a_datagram_in_parts_is_put_together_and_may_be_cut_again() {
         bytes
     };
     let mut bed = Bed::new();
-    assert!(matches!(bed.send(&part(0, 1480, 0x20)), Effect::None));
-    assert!(matches!(bed.send(&part(1480, 2960, 0x20)), Effect::None));
-    let outgoing = datagram(bed.send(&part(2960, 3008, 0)));
+    for part in [part(&whole, 0, 1480, 0x20), part(&whole, 1480, 2960, 0x20)] {
+        assert!(matches!(bed.send(&part), Effect::None));
+    }
+    let outgoing = datagram(bed.send(&part(&whole, 2960, 3008, 0)));
     assert_eq!(&*outgoing.payload, &[5; 3000][..]);
     assert!(!outgoing.dont_fragment);
+
+    // Parts of two datagrams: the checksum tells.
+    bed.send(&part(&whole, 0, 1480, 0x20));
+    whole[2000] ^= 1;
+    bed.send(&part(&whole, 1480, 2960, 0x20));
+    assert!(matches!(
+        bed.send(&part(&whole, 2960, 3008, 0)),
+        Effect::None
+    ));
+    assert_eq!(bed.drops(DropReason::Offload), 1);
 }
 
 #[test]

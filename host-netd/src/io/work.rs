@@ -155,6 +155,8 @@ impl Work {
         slot.queued = false;
         let turn = match &mut slot.socket {
             Socket::Dialing(_) => Turn::Idle,
+            // Its error is told once, and must not be lost.
+            Socket::Connecting(_) if !self.engine.queue().has_room() => Turn::LinkFull,
             Socket::Connecting(connecting) => {
                 let stands = connecting.stands();
                 return self.connecting(id, stands, now);
