@@ -1,7 +1,10 @@
 //! Command line and configuration file, parsed once into valid values.
 
+use crate::budget::Limits;
 use crate::limits::{
-    MAX_FLOWS, MAX_RING_MEMORY_MIB, MIN_RING_MEMORY_MIB, RESERVED_FILES, RING_MEMORY_MIB,
+    DEFAULT_ENCLAVES, DNS_FILES, MAX_DIALS, MAX_DIALS_PER_DESTINATION, MAX_DNS_QUERIES,
+    MAX_ENCLAVES, MAX_FLOWS, MAX_HALF_OPEN, MAX_RING_MEMORY_MIB, MAX_UDP_MAPPINGS,
+    MIN_RING_MEMORY_MIB, OVERALL, RESERVED_FILES, RING_MEMORY_MIB, SESSION_FILES,
 };
 use crate::listen::AllowedCids;
 use crate::publish::Publish;
@@ -66,7 +69,13 @@ struct File {
     rules: Vec<String>,
     resolv_conf: Option<PathBuf>,
     capture: Option<PathBuf>,
+    max_enclaves: Option<usize>,
     max_flows: Option<usize>,
+    max_dials: Option<usize>,
+    max_dials_per_destination: Option<usize>,
+    max_udp_mappings: Option<usize>,
+    max_dns_queries: Option<usize>,
+    max_half_open: Option<usize>,
     ring_memory_mib: Option<usize>,
 }
 
@@ -85,10 +94,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Where packets are recorded.
     pub capture: Option<PathBuf>,
-    /// Flows of one enclave, before the limit of open files is looked at.
-    pub max_flows: usize,
-    /// Memory of one enclave's rings.
-    pub ring_memory_mib: usize,
+    /// What may be used, before the limit of open files is looked at.
+    pub limits: Limits,
 }
 
 impl Config {
@@ -117,6 +124,7 @@ impl Config {
     }
 
     fn merge(args: Args, mut rules: Vec<Rule>, file: File) -> anyhow::Result<Config> {
+        let limits = file.limits()?;
         // Also what the command line overrides has to be right.
         let listen = file.listen.map(|text| parse_key("listen", &text));
         let listen = args
@@ -143,17 +151,6 @@ impl Config {
             rules.push(parse_key("rules", text)?);
         }
         rules.iter_mut().for_each(name_the_loopback);
-        let max_flows = file.max_flows.unwrap_or(MAX_FLOWS);
-        if !(1..=MAX_FLOWS).contains(&max_flows) {
-            bail!("key 'max_flows' is {max_flows}: it must be from 1 to {MAX_FLOWS}");
-        }
-        let ring_memory_mib = file.ring_memory_mib.unwrap_or(RING_MEMORY_MIB);
-        if !(MIN_RING_MEMORY_MIB..=MAX_RING_MEMORY_MIB).contains(&ring_memory_mib) {
-            bail!(
-                "key 'ring_memory_mib' is {ring_memory_mib}: it must be from \
-                 {MIN_RING_MEMORY_MIB} to {MAX_RING_MEMORY_MIB}"
-            );
-        }
         Ok(Config {
             listen,
             cids,
@@ -163,13 +160,67 @@ impl Config {
                 .resolv_conf
                 .unwrap_or_else(|| "/etc/resolv.conf".into()),
             capture: args.capture.or(file.capture),
-            max_flows,
-            ring_memory_mib,
+            limits,
         })
     }
 }
 
 impl File {
+    fn limits(&self) -> anyhow::Result<Limits> {
+        let within = |key: &str, value: Option<usize>, default, least, most| {
+            let value = value.unwrap_or(default);
+            if !(least..=most).contains(&value) {
+                bail!("key '{key}' is {value}: it must be from {least} to {most}");
+            }
+            Ok(value)
+        };
+        let most = |key: &str, value, default| within(key, value, default, 1, default);
+        let flows = most("max_flows", self.max_flows, MAX_FLOWS)?;
+        let (dials, to_one) = (self.max_dials, self.max_dials_per_destination);
+        let ring_memory = within(
+            "ring_memory_mib",
+            self.ring_memory_mib,
+            RING_MEMORY_MIB,
+            MIN_RING_MEMORY_MIB,
+            MAX_RING_MEMORY_MIB,
+        )?;
+        Ok(Limits {
+            enclaves: within(
+                "max_enclaves",
+                self.max_enclaves,
+                DEFAULT_ENCLAVES,
+                1,
+                MAX_ENCLAVES,
+            )?,
+            flows,
+            all_flows: OVERALL * flows,
+            dials: within("max_dials", dials, MAX_DIALS, 1, MAX_FLOWS)?,
+            dials_per_destination: within(
+                "max_dials_per_destination",
+                to_one,
+                MAX_DIALS_PER_DESTINATION,
+                1,
+                MAX_FLOWS,
+            )?,
+            mappings: within(
+                "max_udp_mappings",
+                self.max_udp_mappings,
+                MAX_UDP_MAPPINGS,
+                1,
+                MAX_FLOWS,
+            )?,
+            dns_queries: most("max_dns_queries", self.max_dns_queries, MAX_DNS_QUERIES)?,
+            half_open: within(
+                "max_half_open",
+                self.max_half_open,
+                MAX_HALF_OPEN,
+                1,
+                MAX_FLOWS,
+            )?,
+            ring_memory: ring_memory * 1024 * 1024,
+        })
+    }
+
     fn read(path: &Path) -> anyhow::Result<File> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
@@ -221,34 +272,58 @@ fn name_the_loopback(rule: &mut Rule) {
     }
 }
 
-/// Raises the soft limit of open files to the hard one and returns how many flows it leaves room
-/// for, at most `wanted`.
-///
-/// # Errors
-/// The limit cannot be read, or is too low for any flow.
-pub fn flows_within_file_limit(wanted: usize) -> anyhow::Result<usize> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (soft, hard) =
-        getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-    let files = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        Ok(()) => hard,
-        Err(_) => soft,
-    };
-    let flows = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
-    if flows == 0 {
-        bail!(
-            "the limit of open files is {files}: raise it above {RESERVED_FILES} (ulimit -n, LimitNOFILE=)"
-        );
+/// What the limit of open files leaves room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Flows of all enclaves together.
+    pub flows: usize,
+    /// Queries to name servers.
+    pub dns: usize,
+}
+
+impl Files {
+    /// Raises the soft limit of open files to the hard one, and shares it out. `published` are the
+    /// sockets of published ports.
+    ///
+    /// # Errors
+    /// The limit cannot be read, or is too low for any flow.
+    pub fn of_process(limits: &Limits, published: usize) -> anyhow::Result<Files> {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let (soft, hard) =
+            getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+        let files = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+            Ok(()) => hard,
+            Err(_) => soft,
+        };
+        Files::within(
+            usize::try_from(files).unwrap_or(usize::MAX),
+            limits,
+            published,
+        )
     }
-    if flows < wanted {
-        tracing::warn!(
-            files,
-            flows,
-            wanted,
-            "the limit of open files bounds the flows: raise it (ulimit -n, LimitNOFILE=)"
-        );
+
+    fn within(files: usize, limits: &Limits, published: usize) -> anyhow::Result<Files> {
+        let reserved = RESERVED_FILES + SESSION_FILES * limits.enclaves + published;
+        // Room for one flow of each enclave.
+        let least = reserved + 2 * DNS_FILES * limits.enclaves;
+        if files < least {
+            bail!(
+                "the limit of open files is {files}: raise it to {least} at least (ulimit -n, LimitNOFILE=)"
+            );
+        }
+        let left = files - reserved;
+        let dns = left / DNS_FILES;
+        let flows = (left - dns).min(limits.all_flows);
+        if flows < limits.flows {
+            tracing::warn!(
+                files,
+                flows,
+                wanted = limits.flows,
+                "the limit of open files bounds the flows: raise it (ulimit -n, LimitNOFILE=)"
+            );
+        }
+        Ok(Files { flows, dns })
     }
-    Ok(flows.min(wanted))
 }
 
 #[cfg(test)]
@@ -303,6 +378,21 @@ mod tests {
     }
 
     #[test]
+    fn files_are_shared_out_and_flows_of_all_enclaves_stay_below_the_limit() {
+        let limits = parse(&[], "max_flows = 1000").expect("valid").limits;
+        let plenty = Files::within(1 << 20, &limits, 2).expect("enough");
+        assert_eq!(plenty.flows, OVERALL * 1000);
+
+        let scarce = Files::within(300, &limits, 2).expect("enough");
+        assert!(scarce.flows > 100 && scarce.dns > 10, "{scarce:?}");
+        let used = scarce.flows + scarce.dns + RESERVED_FILES + 4 * SESSION_FILES + 2;
+        assert_eq!(used, 300);
+
+        let error = Files::within(100, &limits, 2).expect_err("too few");
+        assert!(error.to_string().contains("LimitNOFILE"), "{error}");
+    }
+
+    #[test]
     fn wrong_values_are_named() {
         for (arguments, file, what) in [
             (&["--listen", "tcp:1"][..], "", "vsock:CID:PORT"),
@@ -314,6 +404,16 @@ mod tests {
             (&[][..], "colour = 'red'", "colour"),
             (&[][..], "cids = []", "cids"),
             (&[][..], "max_flows = 0", "max_flows"),
+            (&[][..], "max_enclaves = 17", "from 1 to 16"),
+            (&[][..], "max_dials = 0", "max_dials"),
+            (
+                &[][..],
+                "max_dials_per_destination = 0",
+                "max_dials_per_destination",
+            ),
+            (&[][..], "max_udp_mappings = 99999", "max_udp_mappings"),
+            (&[][..], "max_dns_queries = 257", "max_dns_queries"),
+            (&[][..], "max_half_open = 0", "max_half_open"),
             (&[][..], "ring_memory_mib = 1", "ring_memory_mib"),
         ] {
             let error = format!("{:#}", parse(arguments, file).expect_err(what));

@@ -6,6 +6,7 @@
 //! * [`session`]: shakes hands, starts and replaces data loops.
 //! * [`publish`]: ports of the parent that lead into the enclave.
 //! * [`dns`]: the resolver behind the gateway.
+//! * [`budget`]: what all sessions share, in fair parts.
 //! * [`config`]: command line and configuration file, parsed once.
 //! * [`capture`]: what crosses the link, to a pcap file.
 //!
@@ -13,6 +14,7 @@
 //! take long (name look-ups, connects, accepts) runs in tokio and hands results over by a bounded
 //! channel with a wake-up.
 
+pub mod budget;
 pub mod capture;
 pub mod config;
 pub mod dns;
@@ -23,3 +25,4 @@ pub mod listen;
 pub mod local;
 pub mod publish;
 pub mod session;
+mod sparse;

@@ -14,8 +14,12 @@ pub const RECEIVE_RING: usize = 512 * 1024 - 1;
 /// Ring for bytes from the host's socket that the enclave has not acknowledged yet.
 pub const SEND_RING: usize = 512 * 1024;
 
-/// Memory of all rings of one enclave, in MiB, unless set: five hundred flows that fill theirs.
+/// Memory of all rings of all enclaves, in MiB, unless set: five hundred flows that fill theirs.
 pub const RING_MEMORY_MIB: usize = 512;
+
+/// Ring memory that an engine takes from the budget at a time: seldom enough that sessions do not
+/// meet at the counter, little enough that what is taken and not used does not matter.
+pub const RING_MEMORY_STEP: usize = 1024 * 1024;
 
 /// Least ring memory that can be set, in MiB: a few bulk flows beside many small ones.
 pub const MIN_RING_MEMORY_MIB: usize = 16;
@@ -60,9 +64,28 @@ pub const DATAGRAM_QUANTUM: usize = 32;
 /// not hold the loop.
 pub const ERROR_QUANTUM: usize = 16;
 
+/// Packets from the enclave that are looked at before flows have their turns. Bulk data never comes
+/// near it (a read of the link is four super-segments or two hundred plain ones); a flood of small
+/// packets, each with its system call, would hold the loop for tens of milliseconds.
+pub const PACKETS: usize = 256;
+
+/// Of these, those that begin something: a socket, a connect, a look-up. Each costs 10 to 20 us.
+pub const BEGINNINGS: usize = 32;
+
 /// Turns of flows that were put back once, and deadlines that are met, before new events are looked
 /// at.
 pub const ROUND: usize = 64;
+
+/// How many times as much as one enclave may have, all together may have: one that takes all it can
+/// get leaves as much to the others.
+pub const OVERALL: usize = 2;
+
+/// Enclaves on one host-netd unless set, among which guarantees are shared out: AWS runs at most
+/// four on an instance.
+pub const DEFAULT_ENCLAVES: usize = 4;
+
+/// Most enclaves that can be set: nested instances and tests.
+pub const MAX_ENCLAVES: usize = 16;
 
 /// Flows of one enclave, all protocols together: a TCP flow can hold 1 MiB of rings, of which
 /// only touched pages cost memory. The limit of open files may lower it.
@@ -71,8 +94,20 @@ pub const MAX_FLOWS: usize = 16_384;
 /// Connects of one enclave that are not answered yet. A blackholed one lasts two minutes.
 pub const MAX_DIALS: usize = 2048;
 
+/// Of these, those to one address: a destination that swallows every connect leaves half of them
+/// to the others.
+pub const MAX_DIALS_PER_DESTINATION: usize = 1024;
+
+/// UDP mappings and echo flows of one enclave: a spray over all ports leaves half of its flows to
+/// TCP.
+pub const MAX_UDP_MAPPINGS: usize = 8192;
+
 /// DNS queries of one enclave that are not answered yet.
 pub const MAX_DNS_QUERIES: usize = 256;
+
+/// Clients of published ports that one enclave has not answered yet: as many as the kernel keeps
+/// for a listener.
+pub const MAX_HALF_OPEN: usize = 1024;
 
 /// Connections of one enclave to the gateway's DNS over TCP: each may hold half a MiB of messages.
 pub const MAX_DNS_STREAMS: usize = 64;
@@ -87,11 +122,14 @@ pub const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest SYN that is kept while the real connect runs: any that fits the enclave's MTU.
 pub const MAX_SYN: usize = 1500;
 
-/// Enclaves on one host-netd: AWS runs at most four on an instance.
-pub const MAX_SESSIONS: usize = 16;
-
 /// Handshakes of one peer at a time; more connections of it are closed. An enclave needs one.
 pub const MAX_HANDSHAKES: usize = 8;
+
+/// Handshakes of all peers at a time: every enclave's, twice over.
+pub const MAX_ALL_HANDSHAKES: usize = 2 * MAX_ENCLAVES;
+
+/// How long a new link waits for the session it replaces to end.
+pub const REPLACED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A warning that a limit was reached is written once in this time.
 pub const WARN_INTERVAL: Duration = Duration::from_secs(10);
@@ -119,8 +157,27 @@ pub const ENCLAVE_KEEPALIVE: Duration = Duration::from_secs(600);
 /// longer than DNS says.
 pub const LEARNT_GRACE: Duration = Duration::from_secs(600);
 
-/// Open files left to everything but flows: links, listeners, DNS, logs.
-pub const RESERVED_FILES: u64 = 128;
+/// Open files left to everything but flows, sessions, published ports and DNS: runtime, logs,
+/// handshakes.
+pub const RESERVED_FILES: usize = 32 + MAX_ALL_HANDSHAKES;
+
+/// Open files of a session besides its flows: link, wake-up, and epoll twice.
+pub const SESSION_FILES: usize = 4;
+
+/// The part of the files that DNS may have for its queries to name servers, as a divisor.
+pub const DNS_FILES: usize = 8;
+
+/// Memory of a flow besides its rings: its smoltcp stack (2 KiB), its places in the tables, or
+/// the SYN of one that is being dialed.
+pub const FLOW_MEMORY: usize = 4096;
+
+/// Memory of a session besides its flows: buffers of the link, [`MAX_REASSEMBLIES`] packets,
+/// [`MAX_DNS_QUERIES`] answers that wait, [`MAX_DNS_STREAMS`] connections, what is kept of idle
+/// rings.
+pub const SESSION_MEMORY: usize = (2 + 5 + 17 + 33 + 5) * 1024 * 1024;
+
+/// Memory of the process besides all this: program, runtime, handshakes, capture queue.
+pub const PROCESS_MEMORY: usize = 48 * 1024 * 1024;
 
 /// Packets waiting to be written to a capture file; beyond it they are left out and counted.
 pub const CAPTURE_QUEUE: usize = 4096;
@@ -130,3 +187,9 @@ const _: () = assert!(RECEIVE_RING <= 1 << 30);
 
 /// Idle rings kept for the next flows of a session; more are given back to the kernel.
 pub const POOLED_RINGS: usize = 256;
+
+/// Of these, those that keep their pages, if they have touched no more than [`POOLED_PAGES`].
+pub const WARM_RINGS: usize = 64;
+
+/// See [`WARM_RINGS`]: what a small request and its answer need.
+pub const POOLED_PAGES: usize = 64 * 1024;

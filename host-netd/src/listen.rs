@@ -106,21 +106,37 @@ impl Listener {
         }
     }
 
-    pub(crate) async fn accept(&mut self) -> io::Result<(Link, Peer)> {
+    pub(crate) async fn accept(&mut self) -> io::Result<Accepted> {
         match &mut self.kind {
             ListenerKind::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Link::Unix(stream), Peer::Unix))
+                Ok(Accepted::Link(Link::Unix(stream), Peer::Unix))
             }
-            ListenerKind::Vsock(listener, cids) => loop {
+            ListenerKind::Vsock(listener, cids) => {
                 let (stream, address) = std::future::poll_fn(|cx| listener.poll_accept(cx)).await?;
-                let cid = Cid(address.cid());
-                if cids.allow(cid) {
-                    return Ok((Link::Vsock(stream), Peer::Vsock(cid)));
-                }
-                tracing::warn!(%cid, "link refused: this CID is not allowed (see --cid)");
-                tokio::spawn(refuse(stream, format!("CID {cid} may not connect here")));
-            },
+                let (link, cid) = (Link::Vsock(stream), Cid(address.cid()));
+                Ok(match cids.allow(cid) {
+                    true => Accepted::Link(link, Peer::Vsock(cid)),
+                    false => Accepted::Forbidden(link, cid),
+                })
+            }
+        }
+    }
+}
+
+/// A connection to the listener.
+pub(crate) enum Accepted {
+    /// Of one who may connect.
+    Link(Link, Peer),
+    /// Of one who may not.
+    Forbidden(Link, Cid),
+}
+
+impl Accepted {
+    pub(crate) fn peer(&self) -> Peer {
+        match self {
+            Accepted::Link(_, peer) => *peer,
+            Accepted::Forbidden(_, cid) => Peer::Vsock(*cid),
         }
     }
 }
@@ -159,12 +175,6 @@ fn make_way(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-async fn refuse(mut stream: VsockStream, text: String) {
-    let goodbye = Goodbye::new(Reason::Refused, text);
-    let sent = tokio::time::timeout(HANDSHAKE_TIMEOUT, say_goodbye(&mut stream, &goodbye)).await;
-    tracing::trace!(?sent, "refused peer told");
-}
-
 async fn say_goodbye(stream: &mut (impl AsyncWrite + Unpin), goodbye: &Goodbye) -> io::Result<()> {
     send_frame(stream, Kind::Goodbye, &goodbye.encode()).await?;
     stream.shutdown().await
@@ -201,11 +211,20 @@ impl Link {
         }
     }
 
-    pub(crate) async fn say_goodbye(&mut self, goodbye: &Goodbye) -> io::Result<()> {
-        match self {
-            Link::Unix(stream) => say_goodbye(stream, goodbye).await,
-            Link::Vsock(stream) => say_goodbye(stream, goodbye).await,
-        }
+    /// Says goodbye, to one who may not listen.
+    pub(crate) async fn dismiss(&mut self, goodbye: &Goodbye) {
+        let said = async {
+            match self {
+                Link::Unix(stream) => say_goodbye(stream, goodbye).await,
+                Link::Vsock(stream) => say_goodbye(stream, goodbye).await,
+            }
+        };
+        let said = tokio::time::timeout(HANDSHAKE_TIMEOUT, said).await;
+        tracing::trace!(?said, "peer dismissed");
+    }
+
+    pub(crate) async fn refuse(mut self, text: String) {
+        self.dismiss(&Goodbye::new(Reason::Refused, text)).await;
     }
 
     pub(crate) fn into_stream(self) -> io::Result<LinkStream> {

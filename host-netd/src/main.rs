@@ -1,10 +1,10 @@
 //! The `host-netd` program: puts the parts of the library together.
 
 use anyhow::Context;
+use host_netd::budget::{Budget, Limits};
 use host_netd::capture::Tap;
-use host_netd::config::{Config, flows_within_file_limit};
+use host_netd::config::{Config, Files};
 use host_netd::dns::Dns;
-use host_netd::engine::Limits;
 use host_netd::io::{Services, ping_sockets_permitted};
 use host_netd::listen::Listener;
 use host_netd::local::LocalAddresses;
@@ -49,10 +49,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut report = signal(SignalKind::user_defined1())?;
 
-    let limits = Limits {
-        flows: flows_within_file_limit(config.max_flows)?,
-        ring_memory: config.ring_memory_mib * MIB,
-    };
     if let Err(error) = ping_sockets_permitted() {
         tracing::warn!(
             %error,
@@ -60,6 +56,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         );
     }
     let published = Published::bind(&config.publish)?;
+    let files = Files::of_process(&config.limits, published.files())?;
+    let limits = Limits {
+        all_flows: files.flows,
+        ..config.limits
+    };
     let listener = Listener::bind(&config.listen, config.cids)?;
     let tap = match &config.capture {
         Some(path) => Some(
@@ -70,7 +71,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let services = Services {
         runtime: tokio::runtime::Handle::current(),
-        dns: Dns::start(config.resolv_conf),
+        dns: Dns::start(config.resolv_conf, files.dns),
         tap,
     };
     let own = LocalAddresses::follow().context("cannot read this host's addresses")?;
@@ -79,13 +80,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         policy: config.policy,
         own,
         published,
-        limits,
+        budget: Budget::new(limits),
     });
     sessions.published().serve(&sessions)?;
     tracing::info!(
         address = %config.listen,
-        max_flows = limits.flows,
-        most_ring_memory_mib_per_enclave = limits.worst_case() / MIB,
+        max_enclaves = limits.enclaves,
+        max_flows = limits.flows.min(limits.all_flows),
+        flows_of_all_enclaves = limits.all_flows,
+        most_ring_memory_mib = limits.most_ring_memory() / MIB,
+        most_memory_mib = limits.most_memory() / MIB,
         "listening"
     );
 

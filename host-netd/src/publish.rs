@@ -1,11 +1,14 @@
 //! Published ports: of the parent, leading into the enclave.
 //!
 //! Sockets are bound at start, so that a port in use is an error at once. TCP clients are accepted
-//! here and handed to the enclave's data loop; when there is no enclave they are reset. UDP
-//! sockets are lent to each data loop for its time.
+//! here and handed to the enclave's data loop; when there is no enclave, or it answers too few, they
+//! are reset. UDP sockets are lent to one data loop at a time: who reads them reads what clients
+//! sent, and who writes them speaks for the service. Both lead to the enclave that came last.
 
+use crate::engine::drops::DropReason;
 use crate::io::{Command, udp_socket};
 use crate::session::Sessions;
+use crate::sparse::Sparse;
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -14,6 +17,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Clients that wait to be accepted, per port.
@@ -106,6 +110,32 @@ impl fmt::Display for Publish {
 pub struct Published {
     tcp: Vec<(TcpListener, u16)>,
     udp: Vec<(UdpSocket, u16)>,
+    holder: Arc<AtomicU64>,
+}
+
+/// A session's right to the UDP sockets, until another session has it.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    holder: Arc<AtomicU64>,
+    session: u64,
+}
+
+impl Lease {
+    /// Whether the session still has it.
+    pub fn holds(&self) -> bool {
+        self.holder.load(Ordering::Acquire) == self.session
+    }
+}
+
+/// A UDP socket lent to a session.
+#[derive(Debug)]
+pub struct Lent {
+    /// Shared with those it was lent to before.
+    pub socket: UdpSocket,
+    /// The enclave's port.
+    pub port: u16,
+    /// Until when.
+    pub lease: Lease,
 }
 
 impl Published {
@@ -159,12 +189,29 @@ impl Published {
         Ok(())
     }
 
-    /// The UDP sockets, for one more data loop.
-    pub(crate) fn udp(&self) -> io::Result<Vec<(UdpSocket, u16)>> {
-        self.udp
-            .iter()
-            .map(|(socket, port)| Ok((socket.try_clone()?, *port)))
-            .collect()
+    /// How many files they are.
+    pub fn files(&self) -> usize {
+        self.tcp.len() + self.udp.len()
+    }
+
+    /// Lends the UDP sockets to the session of this number, and to no other any more.
+    pub(crate) fn lend(&self, session: u64) -> io::Result<Vec<Lent>> {
+        let lend = |(socket, port): &(UdpSocket, u16)| {
+            let holder = Arc::clone(&self.holder);
+            Ok(Lent {
+                socket: socket.try_clone()?,
+                port: *port,
+                lease: Lease { holder, session },
+            })
+        };
+        let lent = self.udp.iter().map(lend).collect::<io::Result<_>>()?;
+        self.holder.store(session, Ordering::Release);
+        Ok(lent)
+    }
+
+    /// Which session has the UDP sockets.
+    pub(crate) fn holder(&self) -> u64 {
+        self.holder.load(Ordering::Acquire)
     }
 
     /// Accepts TCP clients until the runtime ends.
@@ -222,33 +269,51 @@ fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn accept(listener: tokio::net::TcpListener, port: u16, sessions: Arc<Sessions>) {
+    let (failed, refused) = (Sparse::default(), Sparse::default());
     loop {
-        let (stream, client) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, port, "accept failed; it goes on");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                if let Err(why) = hand_over(stream, client, port, &sessions) {
+                    tracing::debug!(%client, port, why, "client of a published port reset");
+                    refused.warn(|left_out| {
+                        tracing::warn!(
+                            port,
+                            why,
+                            left_out,
+                            "clients of a published port are reset"
+                        );
+                    });
+                }
             }
-        };
-        let socket = SockRef::from(&stream);
-        let prepared = socket
-            .set_tcp_nodelay(true)
-            .and_then(|()| socket.set_keepalive(true));
-        // Until the enclave takes it, closing it is a reset.
-        let prepared = prepared.and_then(|()| socket.set_linger(Some(Duration::ZERO)));
-        let target = sessions.published_to();
-        let (Some(handle), Ok(()), Ok(stream)) = (target, prepared, stream.into_std()) else {
-            tracing::debug!(%client, port, "no enclave for a client of a published port");
-            continue;
-        };
-        if handle
-            .try_send(Command::Accepted(stream, client, port))
-            .is_err()
-        {
-            tracing::debug!(%client, port, "the enclave takes no more clients now");
+            Err(error) => {
+                failed.warn(|left_out| {
+                    tracing::warn!(%error, port, left_out, "accept failed; it goes on");
+                });
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
+}
+
+/// Hands a client to the enclave's data loop; otherwise it is reset, and the error says why.
+fn hand_over(
+    stream: tokio::net::TcpStream,
+    client: SocketAddr,
+    port: u16,
+    sessions: &Sessions,
+) -> Result<(), &'static str> {
+    let socket = SockRef::from(&stream);
+    // Until the enclave takes it, closing it is a reset.
+    let prepared = (socket.set_linger(Some(Duration::ZERO)))
+        .and_then(|()| socket.set_tcp_nodelay(true))
+        .and_then(|()| socket.set_keepalive(true));
+    prepared.map_err(|_| "it is gone")?;
+    let handle = sessions.published_to().ok_or("no enclave is connected")?;
+    let waiting = handle.admit_client().map_err(DropReason::name)?;
+    let stream = stream.into_std().map_err(|_| "it is gone")?;
+    handle
+        .try_send(Command::Accepted(stream, client, port, waiting))
+        .map_err(|_| "the enclave does not read its link")
 }
 
 #[cfg(test)]

@@ -1,17 +1,20 @@
 //! Sessions: the handshake of each link, and a thread with a data loop for it.
 
-use crate::engine::{Engine, Limits};
+use crate::budget::Budget;
+use crate::engine::Engine;
 use crate::io::{Command, DataLoop, Handle, Services};
-use crate::limits::{MAX_HANDSHAKES, MAX_SESSIONS};
-use crate::listen::{Link, Listener, Peer};
+use crate::limits::{MAX_ALL_HANDSHAKES, MAX_HANDSHAKES, REPLACED_WITHIN};
+use crate::listen::{Accepted, Link, Listener, Peer};
 use crate::local::LocalAddresses;
 use crate::publish::Published;
+use crate::sparse::Sparse;
 use anyhow::{Context, bail};
 use netd_proto::control::{Goodbye, Reason};
 use netd_proto::frame::{Decoder, Kind};
 use netd_proto::handshake::{Features, HandshakeError, Offer, SessionId};
 use netd_proto::limits::HANDSHAKE_TIMEOUT;
 use netd_proto::policy::Policy;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,8 +29,8 @@ pub struct Shared {
     pub own: Arc<LocalAddresses>,
     /// Published ports.
     pub published: Published,
-    /// What one session may use.
-    pub limits: Limits,
+    /// What the sessions may use.
+    pub budget: Budget,
 }
 
 /// All enclaves of this host-netd.
@@ -36,10 +39,14 @@ pub struct Sessions {
     active: Mutex<Vec<Active>>,
     /// Peers whose handshake runs, once for each.
     greeting: Mutex<Vec<Peer>>,
+    started: AtomicU64,
+    flood_warning: Sparse,
+    refusal_warning: Sparse,
 }
 
 #[derive(Debug)]
 struct Active {
+    number: u64,
     session: SessionId,
     peer: Peer,
     handle: Handle,
@@ -53,6 +60,9 @@ impl Sessions {
             shared,
             active: Mutex::default(),
             greeting: Mutex::default(),
+            started: AtomicU64::new(0),
+            flood_warning: Sparse::default(),
+            refusal_warning: Sparse::default(),
         })
     }
 
@@ -65,22 +75,31 @@ impl Sessions {
     pub async fn serve(self: Arc<Self>, mut listener: Listener) {
         loop {
             match listener.accept().await {
-                Ok((link, peer)) => match self.begin_handshake(peer) {
-                    true => drop(tokio::spawn(Arc::clone(&self).greet(link, peer))),
-                    false => tracing::debug!(%peer, "too many handshakes at once"),
-                },
+                Ok(accepted) => {
+                    let peer = accepted.peer();
+                    if self.begin_handshake(peer) {
+                        tokio::spawn(Arc::clone(&self).greet(accepted));
+                    } else {
+                        self.flood_warning.warn(|left_out| {
+                            tracing::warn!(%peer, left_out, "too many handshakes at once: link closed");
+                        });
+                    }
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a link failed; it goes on");
+                    self.flood_warning.warn(|left_out| {
+                        tracing::warn!(%error, left_out, "accepting a link failed; it goes on");
+                    });
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
     }
 
-    /// Takes note of a handshake. False when `peer` has too many.
+    /// Takes note of a handshake. False when `peer`, or all of them, have too many.
     fn begin_handshake(&self, peer: Peer) -> bool {
         let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = greeting.iter().filter(|other| **other == peer).count() < MAX_HANDSHAKES;
+        let room = greeting.len() < MAX_ALL_HANDSHAKES
+            && greeting.iter().filter(|other| **other == peer).count() < MAX_HANDSHAKES;
         if room {
             greeting.push(peer);
         }
@@ -139,39 +158,53 @@ impl Sessions {
         active.iter().map(|active| active.handle.clone()).collect()
     }
 
-    async fn greet(self: Arc<Self>, link: Link, peer: Peer) {
-        self.shake_hands(link, peer).await;
+    async fn greet(self: Arc<Self>, accepted: Accepted) {
+        let peer = accepted.peer();
+        match accepted {
+            Accepted::Link(link, _) => self.shake_hands(link, peer).await,
+            Accepted::Forbidden(link, cid) => {
+                self.refusal_warning.warn(|left_out| {
+                    tracing::warn!(%cid, left_out, "link refused: this CID is not allowed (see --cid)");
+                });
+                link.refuse(format!("CID {cid} may not connect here")).await;
+            }
+        }
         self.end_handshake(peer);
     }
 
-    async fn shake_hands(&self, mut link: Link, peer: Peer) {
+    async fn shake_hands(self: &Arc<Self>, mut link: Link, peer: Peer) {
         let mut decoder = Decoder::new();
         let hello = tokio::time::timeout(HANDSHAKE_TIMEOUT, link.receive_hello(&mut decoder)).await;
         let offer = match hello {
             Ok(Ok(offer)) => offer,
             Ok(Err(error)) => {
-                tracing::warn!(%peer, "link refused: {error:#}");
+                self.refusal_warning.warn(|left_out| {
+                    tracing::warn!(%peer, left_out, "link refused: {error:#}");
+                });
                 let goodbye = error
                     .downcast_ref::<HandshakeError>()
                     .and_then(HandshakeError::reply);
                 if let Some(goodbye) = goodbye {
-                    // It is gone either way.
-                    let _ = link.say_goodbye(&goodbye).await;
+                    link.dismiss(&goodbye).await;
                 }
                 return;
             }
             Err(_) => {
-                tracing::warn!(%peer, "link refused: no hello within {HANDSHAKE_TIMEOUT:?}");
+                self.refusal_warning.warn(|left_out| {
+                    tracing::warn!(%peer, left_out, "link refused: no hello within {HANDSHAKE_TIMEOUT:?}");
+                });
                 return;
             }
         };
         if let Err(error) = self.start(link, peer, offer, decoder).await {
-            tracing::warn!(%peer, "session not started: {error:#}");
+            self.refusal_warning.warn(|left_out| {
+                tracing::warn!(%peer, left_out, "session not started: {error:#}");
+            });
         }
     }
 
     async fn start(
-        &self,
+        self: &Arc<Self>,
         mut link: Link,
         peer: Peer,
         offer: Offer,
@@ -181,48 +214,55 @@ impl Sessions {
         for old in self.replaced_by(hello.session, peer) {
             let text = "a newer link of the same enclave took over";
             old.close(Goodbye::new(Reason::Replaced, text));
+            // Its seat and all it had are for the new one.
+            let _ = tokio::time::timeout(REPLACED_WITHIN, old.ended()).await;
         }
-        if self.prune() >= MAX_SESSIONS {
-            let goodbye = Goodbye::new(
-                Reason::Full,
-                format!("{MAX_SESSIONS} enclaves are connected"),
-            );
-            link.say_goodbye(&goodbye).await?;
-            bail!("{MAX_SESSIONS} enclaves are connected already");
-        }
-        let (welcome, established) = offer.accept(Features::ALL);
-        link.send(Kind::Welcome, &welcome)
-            .await
-            .context("the link broke")?;
-        let now = Instant::now();
+        self.prune();
         let Shared {
             services,
             policy,
             own,
             published,
-            limits,
+            budget,
         } = &self.shared;
+        let Some(allotment) = budget.allot() else {
+            let text = format!("{} enclaves are connected", budget.limits().enclaves);
+            link.dismiss(&Goodbye::new(Reason::Full, &*text)).await;
+            bail!("{text} already (max_enclaves)");
+        };
+        let (welcome, established) = offer.accept(Features::ALL);
+        let sent = link.send(Kind::Welcome, &welcome);
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, sent)
+            .await
+            .context("the enclave does not read its link")?
+            .context("the link broke")?;
+        let now = Instant::now();
+        let services = services.for_session(&allotment.shares.dns_queries);
         let engine = Engine::new(
             hello,
             established.features,
             policy.clone(),
             Arc::clone(own),
-            *limits,
+            allotment,
             now,
         );
         let stream = link.into_stream().context("the link broke")?;
+        let number = 1 + self.started.fetch_add(1, Ordering::Relaxed);
         let udp = published
-            .udp()
+            .lend(number)
             .context("published UDP ports cannot be lent")?;
         let (data_loop, handle) =
-            DataLoop::new(stream, decoder, engine, services.for_session(), udp, now)
-                .context("no data loop")?;
+            DataLoop::new(stream, decoder, engine, services, udp, now).context("no data loop")?;
         let session = hello.session;
+        let sessions = Arc::downgrade(self);
         let thread = std::thread::Builder::new()
             .name(format!("session {session}"))
             .spawn(move || {
                 let _session = tracing::info_span!("session", id = %session, %peer).entered();
                 data_loop.run();
+                if let Some(sessions) = sessions.upgrade() {
+                    sessions.lend_again(number);
+                }
             })
             .context("no thread")?;
         tracing::info!(
@@ -235,6 +275,7 @@ impl Sessions {
         );
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         active.push(Active {
+            number,
             session,
             peer,
             handle,
@@ -257,10 +298,23 @@ impl Sessions {
             .collect()
     }
 
-    /// Forgets ended sessions and counts the others.
-    fn prune(&self) -> usize {
+    /// Lets published UDP ports lead to the session that came last, after session `ended` did.
+    fn lend_again(&self, ended: u64) {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let heir = (active.iter().rev()).find(|active| !active.handle.is_closed());
+        let published = &self.shared.published;
+        let (Some(heir), true) = (heir, published.holder() == ended) else {
+            return;
+        };
+        match published.lend(heir.number) {
+            Ok(lent) => drop(heir.handle.try_send(Command::Published(lent))),
+            Err(error) => tracing::warn!(%error, "published UDP ports cannot be lent"),
+        }
+    }
+
+    /// Forgets ended sessions.
+    fn prune(&self) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         active.retain(|active| !active.handle.is_closed());
-        active.len()
     }
 }

@@ -26,6 +26,7 @@ const QUEUED_HEADERS: usize = HEADER + VnetHeader::LEN + HEADERS;
 const LIMITS: Limits = Limits {
     flows: MAX_FLOWS,
     ring_memory: MAX_RING_MEMORY_MIB << 20,
+    ..Limits::DEFAULT
 };
 
 /// Time that passes for each packet unless a scenario says otherwise: 100,000 packets a second.

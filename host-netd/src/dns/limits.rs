@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-/// Queries being answered at the same time, for the whole process. A resolver that is down holds a
-/// query for `timeout * attempts` (10 s by default), so this allows 50 new names a second in the
-/// worst case and thousands in the usual one. A further query is answered SERVFAIL at once.
+/// Queries being answered at the same time by a service that is not shared among sessions. A
+/// resolver that is down holds a query for `timeout * attempts` (10 s by default), so this allows 50
+/// new names a second in the worst case and thousands in the usual one. A further query is answered
+/// SERVFAIL at once.
 pub(super) const QUERIES_IN_FLIGHT: usize = 512;
 
-/// Upstream sockets open at the same time: one a query, and room for every query to have asked a
-/// second server. A further try waits for a socket within its query's time.
+/// Upstream sockets open at the same time, unless the limit of open files allows less: one a query,
+/// and room for every query to have asked a second server. A further try waits for a socket within
+/// its query's time.
 pub(super) const UPSTREAM_SOCKETS: usize = 2 * QUERIES_IN_FLIGHT;
 
 /// Longest query taken. A question is at most 259 bytes; the rest is room for EDNS options and
@@ -77,12 +79,11 @@ pub(super) const STREAM_OUTPUT: usize = 2 * 65_537;
 /// seconds).
 pub(super) const STREAM_IDLE: Duration = Duration::from_secs(10);
 
-/// At most one WARN of a kind in this time; the next one says how many were left out.
-pub(super) const WARN_EVERY: Duration = Duration::from_secs(10);
+/// Memory of one query at worst: its own bytes and at most three copies of a longest message
+/// (received, parsed, answered).
+pub(super) const QUERY_MEMORY: usize = QUERY_BYTES + 3 * 65_535;
 
-/// Memory for the queries in flight and the cache at worst. A query in flight has its own bytes and
-/// at most three copies of a longest message (received, parsed, answered); a kept answer has its
-/// bytes, its table of records, which is never longer, and its key.
-pub(super) const MEMORY: usize =
-    QUERIES_IN_FLIGHT * (QUERY_BYTES + 3 * 65_535) + CACHE_ENTRIES * (2 * CACHE_ENTRY_BYTES + 512);
-const _: () = assert!(MEMORY < 160 << 20);
+/// Memory of the cache at worst: a kept answer has its bytes, its table of records, which is never
+/// longer, and its key.
+pub(super) const CACHE_MEMORY: usize = CACHE_ENTRIES * (2 * CACHE_ENTRY_BYTES + 512);
+const _: () = assert!(QUERIES_IN_FLIGHT * QUERY_MEMORY + CACHE_MEMORY < 160 << 20);

@@ -56,8 +56,7 @@ mod tests;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -65,6 +64,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::budget::Share;
+use crate::sparse::Sparse;
 use conf::{ConfError, Settings, Watch};
 use query::{Query, Received};
 use response::{Reason, Response};
@@ -100,49 +101,77 @@ pub struct Resolved {
     pub ttl: Duration,
 }
 
-/// The DNS service. Clones share one cache and one set of bounds.
+/// The DNS service. Clones share one cache; each session has its own part of the queries that may
+/// be in flight.
 #[derive(Clone)]
-pub struct Dns(Arc<Service>);
+pub struct Dns {
+    service: Arc<Service>,
+    in_flight: Share,
+}
+
+/// Memory the service takes at worst, in bytes, with so many queries in flight and without TCP
+/// connections: see [`serve_stream`].
+pub fn memory(queries: usize) -> usize {
+    queries * limits::QUERY_MEMORY + limits::CACHE_MEMORY
+}
+
+/// SERVFAIL for a query that came by UDP and finds no room; `None` for what must not be answered.
+pub fn overloaded(query: &[u8]) -> Option<Vec<u8>> {
+    match Query::receive(query) {
+        Received::Query(query) => {
+            let failure = query.failure(ResponseCode::ServFail, Reason::Other);
+            Some(query.answer(failure, Transport::Udp))
+        }
+        Received::Refused(message, _) => Some(message),
+        Received::Nothing => None,
+    }
+}
 
 struct Service {
     /// `None` until a usable resolv.conf was read.
     upstream: RwLock<Option<Arc<Upstream>>>,
-    in_flight: Semaphore,
-    overloaded: AtomicU64,
+    sockets: Arc<Semaphore>,
     overload_warning: Sparse,
     upstream_warning: Sparse,
 }
 
 impl Dns {
-    /// Memory the service takes at worst, in bytes, without TCP connections: see [`serve_stream`].
-    pub const MEMORY: usize = limits::MEMORY;
-
     /// Starts the service with the name servers of `resolv_conf`, usually `/etc/resolv.conf`, and
-    /// follows its changes until the last clone is dropped. While no usable file was seen, queries
+    /// follows its changes until the last clone is dropped. It opens at most `files` sockets at a
+    /// time. While no usable file was seen, queries
     /// are answered SERVFAIL; once one was, it stays in force until the next usable one. A WARN
     /// says why a file is not usable.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with time and I/O enabled.
-    pub fn start(resolv_conf: PathBuf) -> Dns {
-        let dns = Dns::new();
+    pub fn start(resolv_conf: PathBuf, files: usize) -> Dns {
+        let dns = Dns::new(files);
         let mut watch = Watch::default();
         if let Some(outcome) = watch.changed(&resolv_conf) {
-            dns.0.apply(&resolv_conf, outcome);
+            dns.service.apply(&resolv_conf, outcome);
         }
-        tokio::spawn(follow(Arc::downgrade(&dns.0), resolv_conf, watch));
+        tokio::spawn(follow(Arc::downgrade(&dns.service), resolv_conf, watch));
         dns
     }
 
-    fn new() -> Dns {
-        Dns(Arc::new(Service {
+    fn new(files: usize) -> Dns {
+        let service = Service {
             upstream: RwLock::new(None),
-            in_flight: Semaphore::new(limits::QUERIES_IN_FLIGHT),
-            overloaded: AtomicU64::new(0),
+            sockets: Arc::new(Semaphore::new(files.min(limits::UPSTREAM_SOCKETS))),
             overload_warning: Sparse::default(),
             upstream_warning: Sparse::default(),
-        }))
+        };
+        Dns {
+            service: Arc::new(service),
+            in_flight: Share::alone(limits::QUERIES_IN_FLIGHT),
+        }
+    }
+
+    /// The same service, for a session that has these queries.
+    pub(crate) fn for_session(&self, in_flight: Share) -> Dns {
+        let service = Arc::clone(&self.service);
+        Dns { service, in_flight }
     }
 
     /// Answers one query message as it came off the wire; over UDP, the payload of one datagram.
@@ -166,7 +195,7 @@ impl Dns {
         let resolvable = local.is_none();
         let response = match local {
             Some(response) => response,
-            None => self.0.look_up(&query).await,
+            None => self.look_up(&query).await,
         };
         let name = query.question.lower();
         debug!(
@@ -192,24 +221,25 @@ impl Dns {
         })
     }
 
-    /// Queries answered SERVFAIL because too many others were in flight.
-    pub fn overloaded(&self) -> u64 {
-        self.0.overloaded.load(Ordering::Relaxed)
+    async fn look_up(&self, query: &Query) -> Response {
+        let Some(_in_flight) = self.in_flight.take() else {
+            self.in_flight.refused();
+            self.service.overload_warning.warn(|left_out| {
+                warn!(
+                    limit = "max_dns_queries",
+                    most = self.in_flight.most(),
+                    left_out,
+                    "too many DNS queries in flight"
+                );
+            });
+            return query.failure(ResponseCode::ServFail, Reason::Other);
+        };
+        self.service.look_up(query).await
     }
 }
 
 impl Service {
     async fn look_up(&self, query: &Query) -> Response {
-        let Ok(_in_flight) = self.in_flight.try_acquire() else {
-            self.overloaded.fetch_add(1, Ordering::Relaxed);
-            self.overload_warning.warn(|left_out| {
-                warn!(
-                    limit = limits::QUERIES_IN_FLIGHT,
-                    left_out, "too many DNS queries in flight"
-                );
-            });
-            return query.failure(ResponseCode::ServFail, Reason::Other);
-        };
         let upstream = self
             .upstream
             .read()
@@ -257,7 +287,8 @@ impl Service {
                     servers, search, ..
                 } = &settings;
                 info!(%path, ?servers, ?search, "name servers");
-                *upstream = Some(Arc::new(Upstream::new(settings)));
+                let sockets = Arc::clone(&self.sockets);
+                *upstream = Some(Arc::new(Upstream::new(settings, sockets)));
             }
             Err(error) if upstream.is_some() => {
                 warn!(%path, %error, "resolv.conf is not usable; the former name servers stay");
@@ -290,24 +321,5 @@ async fn follow(service: Weak<Service>, path: PathBuf, mut watch: Watch) {
         if let (Some(service), Some(outcome)) = (service.upgrade(), outcome) {
             service.apply(&path, outcome);
         }
-    }
-}
-
-/// Lets one warning through in a while, and says how many were left out.
-#[derive(Default)]
-struct Sparse(Mutex<(Option<Instant>, u64)>);
-
-impl Sparse {
-    fn warn(&self, warn: impl FnOnce(u64)) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, left_out) = &mut *state;
-        if last.is_some_and(|last| last.elapsed() < limits::WARN_EVERY) {
-            *left_out += 1;
-            return;
-        }
-        let left_out = std::mem::take(left_out);
-        *last = Some(Instant::now());
-        drop(state);
-        warn(left_out);
     }
 }

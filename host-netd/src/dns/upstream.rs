@@ -14,7 +14,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -73,18 +73,19 @@ enum ExchangeError {
 pub(super) struct Upstream {
     settings: Settings,
     cache: Mutex<Cache>,
-    sockets: Semaphore,
+    sockets: Arc<Semaphore>,
     rotation: AtomicUsize,
     /// The server that answered in place of the first one, and until when it is asked first.
     preferred: Mutex<(usize, Instant)>,
 }
 
 impl Upstream {
-    pub(super) fn new(settings: Settings) -> Upstream {
+    /// With `sockets` to open at most, also together with the upstream that it replaces.
+    pub(super) fn new(settings: Settings, sockets: Arc<Semaphore>) -> Upstream {
         Upstream {
             settings,
             cache: Mutex::default(),
-            sockets: Semaphore::new(limits::UPSTREAM_SOCKETS),
+            sockets,
             rotation: AtomicUsize::new(0),
             preferred: Mutex::new((0, Instant::now())),
         }

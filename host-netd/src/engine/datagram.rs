@@ -12,6 +12,7 @@
 use super::drops::DropReason;
 use super::route::{DENIED, Route};
 use super::{DNS_PORT, Effect, Engine, Flow, FlowId, Outgoing};
+use crate::budget::Permit;
 use crate::limits::{ECHO_IDLE, UDP_IDLE, UDP_IDLE_ANSWERED};
 use netd_proto::build::{self, EchoHeader, HOP_LIMIT, IcmpError};
 use netd_proto::offload::VnetHeader;
@@ -34,6 +35,8 @@ pub(super) struct DatagramFlow {
     pub(super) kind: DatagramKind,
     published: bool,
     answered: bool,
+    /// Published ports are bounded by themselves.
+    _permit: Option<Permit>,
 }
 
 impl DatagramFlow {
@@ -159,18 +162,22 @@ impl Engine {
         let key = mapping(protocol, src);
         let (flow, is_new) = match self.table.get(&key) {
             Some(&flow) => (flow, false),
-            None if self.flows.len() >= self.limits.flows => {
-                self.limit_reached(DropReason::FlowLimit, now);
-                self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, first);
-                return Effect::None;
-            }
             None => {
+                let (permit, mapping) = match self.admit_mapping() {
+                    Ok(permits) => permits,
+                    Err(reason) => {
+                        self.limit_reached(reason, now);
+                        self.quote_error(self.router.gateway(dst.ip()), DENIED, datagram, first);
+                        return Effect::None;
+                    }
+                };
                 let flow = DatagramFlow {
                     kind,
                     published: false,
                     answered: false,
+                    _permit: Some(mapping),
                 };
-                (self.insert(key, Flow::Datagram(flow)), true)
+                (self.insert(key, Flow::Datagram(flow), permit), true)
             }
         };
         self.keep(flow, now, false);
@@ -189,8 +196,15 @@ impl Engine {
         })
     }
 
+    fn admit_mapping(&self) -> Result<(Permit, Permit), DropReason> {
+        let shares = &self.allotment.shares;
+        let mapping = shares.mappings.take().ok_or(DropReason::MappingLimit)?;
+        let flow = shares.flows.take().ok_or(DropReason::FlowLimit)?;
+        Ok((flow, mapping))
+    }
+
     /// Begins a mapping for a published UDP port of the enclave, in the family of `like`. `None`
-    /// if the port has one already.
+    /// if the port has one already, or there is no flow for it.
     pub fn publish_udp(&mut self, port: u16, like: IpAddr) -> Option<FlowId> {
         let enclave = SocketAddr::new(self.router.enclave(like), port);
         let key = mapping(Protocol::Udp, enclave);
@@ -201,8 +215,16 @@ impl Engine {
             kind: DatagramKind::Udp,
             published: true,
             answered: true,
+            _permit: None,
         };
-        Some(self.insert(key, Flow::Datagram(flow)))
+        let permit = self.allotment.shares.flows.take()?;
+        Some(self.insert(key, Flow::Datagram(flow), permit))
+    }
+
+    /// The mapping of a UDP port of the enclave, in the family of `like`.
+    pub fn mapping(&self, port: u16, like: IpAddr) -> Option<FlowId> {
+        let enclave = SocketAddr::new(self.router.enclave(like), port);
+        self.table.get(&mapping(Protocol::Udp, enclave)).copied()
     }
 
     /// Restarts the idle time of a datagram flow.

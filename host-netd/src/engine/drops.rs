@@ -10,7 +10,8 @@ macro_rules! reasons {
         pub enum DropReason { $($(#[$doc])* $name,)* }
 
         impl DropReason {
-            const ALL: &[DropReason] = &[$(DropReason::$name,)*];
+            /// Every reason.
+            pub(super) const ALL: &[DropReason] = &[$(DropReason::$name,)*];
 
             /// The name in logs and metrics.
             pub fn name(self) -> &'static str {
@@ -55,20 +56,30 @@ reasons! {
     DeniedMulticast = "denied_multicast",
     /// Broadcast, unspecified and reserved addresses, and IPv4 in IPv6.
     DeniedReserved = "denied_reserved",
-    /// `MAX_FLOWS`, or the limit of open files.
+    /// `max_flows`, or the limit of open files.
     FlowLimit = "flow_limit",
     /// `ring_memory_mib`: new flows are refused, or a flow kept bytes back beyond it.
     MemoryLimit = "memory_limit",
-    /// `MAX_DIALS`.
+    /// `max_dials`.
     DialLimit = "dial_limit",
-    /// `MAX_DNS_QUERIES` or `MAX_DNS_STREAMS`.
+    /// `max_dials_per_destination`.
+    DestinationLimit = "destination_limit",
+    /// `max_udp_mappings`: UDP mappings and echo flows.
+    MappingLimit = "mapping_limit",
+    /// `max_half_open`: clients of published ports that the enclave did not answer.
+    HalfOpenLimit = "half_open_limit",
+    /// `max_dns_queries`: the query was answered SERVFAIL.
     DnsLimit = "dns_limit",
+    /// `MAX_DNS_STREAMS`: connections to the gateway's DNS.
+    DnsStreamLimit = "dns_stream_limit",
     /// The link's queue was full: a datagram or an error for the enclave.
     LinkFull = "link_full",
     /// The host's socket took no more datagrams.
     HostSocketFull = "host_socket_full",
     /// The host's kernel refused to send a datagram; the enclave got an ICMP error.
     HostRefused = "host_refused",
+    /// A published UDP port that leads to another enclave by now.
+    PublishedElsewhere = "published_elsewhere",
     /// Ping sockets are not permitted to this user.
     PingForbidden = "ping_forbidden",
     /// A client of a published port whose address and port are in use by another flow.
@@ -81,6 +92,22 @@ impl From<PacketError> for DropReason {
             PacketError::Length | PacketError::Header | PacketError::Transport => Self::Malformed,
             PacketError::Options => Self::IpOptions,
             PacketError::HeaderChecksum => Self::HeaderChecksum,
+        }
+    }
+}
+
+impl DropReason {
+    /// The setting behind a limit, for whom it is too low.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            DropReason::FlowLimit => "max_flows, or the limit of open files",
+            DropReason::MemoryLimit => "ring_memory_mib",
+            DropReason::DialLimit => "max_dials",
+            DropReason::DestinationLimit => "max_dials_per_destination",
+            DropReason::MappingLimit => "max_udp_mappings",
+            DropReason::HalfOpenLimit => "max_half_open",
+            DropReason::DnsLimit => "max_dns_queries",
+            _ => "none",
         }
     }
 }
@@ -116,6 +143,11 @@ impl Counters {
     pub fn drop(&mut self, reason: DropReason) {
         tracing::trace!(reason = reason.name(), "packet dropped");
         self.drops[reason as usize] += 1;
+    }
+
+    /// Counts drops that were made elsewhere.
+    pub fn add(&mut self, reason: DropReason, drops: u64) {
+        self.drops[reason as usize] += drops;
     }
 
     /// How often a reason was met.

@@ -87,6 +87,15 @@ pub enum Egress {
 }
 
 impl Effect<'_> {
+    /// Whether something has to be begun for it: a socket, a connect, a look-up.
+    pub fn begins(&self) -> bool {
+        match self {
+            Effect::Dial(..) | Effect::Dns { .. } => true,
+            Effect::Datagram(outgoing) => outgoing.is_new,
+            Effect::None | Effect::Turn(_) | Effect::Gone(_) => false,
+        }
+    }
+
     /// The same, independent of the packet it came from.
     pub(super) fn into_owned(self) -> Effect<'static> {
         match self {

@@ -30,13 +30,15 @@ mod tcp;
 mod timers;
 mod window;
 
+pub use crate::budget::Limits;
 pub use datagram::DatagramKind;
 pub use effect::{DialError, DialTarget, Effect, Egress, Outgoing};
 pub use inbound::{DatagramSpace, Received};
 pub use stack::Standing;
 pub use tcp::TcpFlow;
 
-use crate::limits::{SHORT_WINDOW, WARN_INTERVAL};
+use crate::budget::{Allotment, Permit, Shares};
+use crate::limits::WARN_INTERVAL;
 use crate::local::LocalAddresses;
 use datagram::DatagramFlow;
 use device::LinkSide;
@@ -60,7 +62,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use timers::{Deadline, Timers};
-use window::Shares;
+use window::Windows;
 
 /// Names one flow of an engine; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,10 +94,18 @@ impl FlowId {
 
 #[derive(Debug)]
 enum Flow {
-    /// A TCP flow whose real connect is not answered: its SYN.
-    Dialing(Vec<u8>),
+    /// A TCP flow whose real connect is not answered.
+    Dialing(Dialing),
     Tcp(Box<Stack>),
     Datagram(DatagramFlow),
+}
+
+#[derive(Debug)]
+struct Dialing {
+    syn: Vec<u8>,
+    /// Whom it is for, if that is a host.
+    to: Option<IpAddr>,
+    _permit: Permit,
 }
 
 #[derive(Debug)]
@@ -104,23 +114,7 @@ struct Entry {
     key: FlowKey,
     deadline: Deadline,
     flow: Flow,
-}
-
-/// What one enclave may use.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Flows, all protocols together.
-    pub flows: usize,
-    /// Bytes of memory in the rings of all flows. A quarter more can be in use, and
-    /// [`SHORT_WINDOW`] a flow.
-    pub ring_memory: usize,
-}
-
-impl Limits {
-    /// The most ring memory that can ever be in use, in bytes.
-    pub fn worst_case(&self) -> usize {
-        self.ring_memory + self.ring_memory / 4 + self.flows * SHORT_WINDOW
-    }
+    permit: Arc<Permit>,
 }
 
 /// All flows of one enclave.
@@ -128,34 +122,37 @@ impl Limits {
 pub struct Engine {
     epoch: Instant,
     router: Router,
-    limits: Limits,
+    allotment: Allotment,
     table: HashMap<FlowKey, FlowId>,
     flows: Slab<Entry>,
-    dialing: usize,
+    /// Connects that are not answered, by the address they are for.
+    dials_to: HashMap<IpAddr, usize>,
     next_generation: u32,
     timers: Timers,
     rings: RingPool,
     memory: Memory,
-    shares: Shares,
+    windows: Windows,
     reassembly: Reassembly,
     link: LinkSide,
     inbound: Inbound,
     counters: Counters,
     seeds: RandomState,
-    /// When a limit was last warned of.
-    warned: Option<Instant>,
+    /// When each limit was last warned of.
+    warned: [Option<Instant>; DropReason::ALL.len()],
 }
 
 impl Engine {
-    /// An engine for the enclave that said `hello`, over a link with `features`.
+    /// An engine for the enclave that said `hello`, over a link with `features`. It uses no more
+    /// than was allotted to it.
     pub fn new(
         hello: Hello,
         features: Features,
         policy: Policy,
         own: Arc<LocalAddresses>,
-        limits: Limits,
+        allotment: impl Into<Allotment>,
         now: Instant,
     ) -> Engine {
+        let allotment = allotment.into();
         let link = LinkSide {
             queue: Queue::new(),
             features,
@@ -165,21 +162,21 @@ impl Engine {
         Engine {
             epoch: now,
             router: Router::new(hello, policy, own),
-            limits,
+            memory: Memory::new(allotment.shares.memory.clone()),
+            allotment,
             table: HashMap::new(),
             flows: Slab::new(),
-            dialing: 0,
+            dials_to: HashMap::new(),
             next_generation: 0,
             timers: Timers::default(),
             rings: RingPool::default(),
-            memory: Memory::new(limits.ring_memory),
-            shares: Shares::default(),
+            windows: Windows::default(),
             reassembly: Reassembly::default(),
             link,
             inbound: Inbound::default(),
             counters: Counters::default(),
             seeds: RandomState::new(),
-            warned: None,
+            warned: [None; DropReason::ALL.len()],
         }
     }
 
@@ -201,6 +198,22 @@ impl Engine {
     /// Flows that are open now.
     pub fn flow_count(&self) -> usize {
         self.flows.len()
+    }
+
+    /// Bytes of ring memory in use.
+    pub fn ring_memory(&self) -> usize {
+        self.memory.used()
+    }
+
+    /// What it may use.
+    pub fn shares(&self) -> &Arc<Shares> {
+        &self.allotment.shares
+    }
+
+    /// What stands for the open file of a flow: to be kept for as long as the file is.
+    pub fn permit(&self, id: FlowId) -> Option<Arc<Permit>> {
+        let entry = self.flows.get(id.index())?;
+        (entry.generation == id.generation).then(|| Arc::clone(&entry.permit))
     }
 
     /// Notes what DNS handed out, for rules with names.
@@ -284,8 +297,11 @@ impl Engine {
         let entry = self.flows.remove(id.index());
         self.table.remove(&entry.key);
         match entry.flow {
-            Flow::Dialing(_) => self.dialing -= 1,
-            Flow::Tcp(stack) => self.rings.recycle(stack.into_socket(&mut self.memory)),
+            Flow::Dialing(dialing) => self.dial_ended(&dialing),
+            Flow::Tcp(stack) => {
+                let (socket, touched) = stack.into_socket(&mut self.memory);
+                self.rings.recycle(socket, touched);
+            }
             Flow::Datagram(_) => {}
         }
     }
@@ -330,7 +346,7 @@ impl Engine {
         if self.timers.is_stale(self.flows.len()) {
             self.timers
                 .rebuild(self.flows.iter_mut().map(|(index, entry)| {
-                    #[expect(clippy::cast_possible_truncation, reason = "bounded by limits.flows")]
+                    #[expect(clippy::cast_possible_truncation, reason = "flows are bounded")]
                     let id = FlowId {
                         index: index as u32,
                         generation: entry.generation,
@@ -346,20 +362,26 @@ impl Engine {
             .filter(|entry| entry.generation == id.generation)
     }
 
-    fn insert(&mut self, key: FlowKey, flow: Flow) -> FlowId {
-        let generation = self.next_generation;
+    /// What the next flow is called.
+    fn next_id(&self) -> FlowId {
+        #[expect(clippy::cast_possible_truncation, reason = "flows are bounded")]
+        let index = self.flows.vacant_key() as u32;
+        FlowId {
+            index,
+            generation: self.next_generation,
+        }
+    }
+
+    fn insert(&mut self, key: FlowKey, flow: Flow, permit: Permit) -> FlowId {
+        let id = self.next_id();
         self.next_generation = self.next_generation.wrapping_add(1);
-        let entry = Entry {
-            generation,
+        self.flows.insert(Entry {
+            generation: id.generation,
             key,
             deadline: Deadline::default(),
             flow,
-        };
-        #[expect(clippy::cast_possible_truncation, reason = "bounded by limits.flows")]
-        let id = FlowId {
-            index: self.flows.insert(entry) as u32,
-            generation,
-        };
+            permit: Arc::new(permit),
+        });
         self.table.insert(key, id);
         self.counters.flows_opened += 1;
         id
@@ -370,16 +392,21 @@ impl Engine {
         Effect::None
     }
 
-    /// Counts a flow that was refused for want of room, and says so now and then.
-    fn limit_reached(&mut self, reason: DropReason, now: Instant) {
+    /// Counts what was refused because a limit is reached, and says so now and then.
+    pub fn limit_reached(&mut self, reason: DropReason, now: Instant) {
         self.counters.drop(reason);
-        if self.warned.is_none_or(|at| at + WARN_INTERVAL <= now) {
-            self.warned = Some(now);
-            let (flows, dialing) = (self.flows.len(), self.dialing);
+        let warned = &mut self.warned[reason as usize];
+        if warned.is_none_or(|at| at + WARN_INTERVAL <= now) {
+            *warned = Some(now);
+            let shares = &self.allotment.shares;
             tracing::warn!(
                 limit = reason.name(),
-                flows,
-                dialing,
+                setting = reason.setting(),
+                flows = shares.flows.used(),
+                dials = shares.dials.used(),
+                mappings = shares.mappings.used(),
+                half_open = shares.half_open.used(),
+                ring_memory = self.memory.used(),
                 "new flows are refused: a limit is reached"
             );
         }

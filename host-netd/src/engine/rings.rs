@@ -9,7 +9,7 @@
     reason = "smoltcp borrows its buffers; the pool takes them back"
 )]
 
-use crate::limits::{POOLED_RINGS, RECEIVE_RING, SEND_RING};
+use crate::limits::{POOLED_PAGES, POOLED_RINGS, RECEIVE_RING, SEND_RING, WARM_RINGS};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
@@ -46,19 +46,29 @@ impl Rings {
         let rings = Rings { address };
         // Where the kernel hands out huge pages unasked, an idle flow would cost one. A kernel
         // without huge pages does not know the advice.
-        let _ = rings.advise(MmapAdvise::MADV_NOHUGEPAGE);
+        let _ = rings.advise(0, LENGTH.get(), MmapAdvise::MADV_NOHUGEPAGE);
         Ok(rings)
     }
 
     /// Gives the pages back to the kernel; they read as zero afterwards.
     fn release(&self) -> nix::Result<()> {
-        self.advise(MmapAdvise::MADV_DONTNEED)
+        self.advise(0, LENGTH.get(), MmapAdvise::MADV_DONTNEED)
     }
 
-    fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {
-        // SAFETY: plain anonymous memory of this value; where a socket borrows it, what is in it
-        // is either kept or, with MADV_DONTNEED, not looked at before it is written again.
-        unsafe { madvise(self.address, LENGTH.get(), advice) }
+    fn release_receive(&self) -> nix::Result<()> {
+        self.advise(0, SEND_START, MmapAdvise::MADV_DONTNEED)
+    }
+
+    fn release_send(&self) -> nix::Result<()> {
+        self.advise(SEND_START, SEND_RING, MmapAdvise::MADV_DONTNEED)
+    }
+
+    fn advise(&self, start: usize, length: usize, advice: MmapAdvise) -> nix::Result<()> {
+        assert!(start + length <= LENGTH.get());
+        // SAFETY: inside the mapping, as just asserted, and plain anonymous memory of this value;
+        // where a socket borrows it, what is in it is either kept or, with MADV_DONTNEED, not
+        // looked at before it is written again.
+        unsafe { madvise(self.address.byte_add(start), length, advice) }
     }
 }
 
@@ -113,12 +123,17 @@ impl FlowSocket {
         rings
     }
 
-    /// Gives the pages of both rings back to the kernel. Nothing may be in them.
-    pub(super) fn release(&mut self) {
+    /// Gives the pages of the receive ring back to the kernel. Nothing may be in it.
+    pub(super) fn release_receive(&mut self) {
         debug_assert_eq!(self.socket_ref().recv_queue(), 0);
-        debug_assert_eq!(self.socket_ref().send_queue(), 0);
         // Kept pages cost memory and nothing else.
-        let _ = self.rings.release();
+        let _ = self.rings.release_receive();
+    }
+
+    /// Gives the pages of the send ring back to the kernel. Nothing may be in it.
+    pub(super) fn release_send(&mut self) {
+        debug_assert_eq!(self.socket_ref().send_queue(), 0);
+        let _ = self.rings.release_send();
     }
 
     pub(super) fn set(&mut self) -> &mut SocketSet<'static> {
@@ -154,10 +169,10 @@ impl RingPool {
         Some(FlowSocket::new(rings))
     }
 
-    /// Takes the rings of an ended flow back.
-    pub(super) fn recycle(&mut self, socket: FlowSocket) {
+    /// Takes the rings of an ended flow back, of which `touched` bytes have pages.
+    pub(super) fn recycle(&mut self, socket: FlowSocket, touched: usize) {
         let rings = socket.into_rings();
-        if self.idle.len() < POOLED_RINGS / 4 {
+        if self.idle.len() < WARM_RINGS && touched <= POOLED_PAGES {
             self.idle.push(rings);
         } else if self.idle.len() < POOLED_RINGS {
             // Keep the mapping but not its pages.
@@ -179,7 +194,7 @@ mod tests {
             .map(|_| pool.socket().expect("memory"))
             .collect();
         for socket in sockets {
-            pool.recycle(socket);
+            pool.recycle(socket, 0);
         }
         assert_eq!(pool.idle.len(), POOLED_RINGS);
 

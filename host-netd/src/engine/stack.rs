@@ -10,6 +10,7 @@ use super::device::{LinkDevice, LinkSide};
 use super::memory::Memory;
 use super::rings::FlowSocket;
 use super::window::{Recent, Window};
+use crate::budget::Permit;
 use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE, RECEIVE_RING, RING_IDLE, SEND_RING};
 use netd_proto::packet::{FlowKey, Packet, Transport};
 use smoltcp::iface::{Config, Interface, PollResult};
@@ -31,6 +32,8 @@ pub(super) struct Stack {
     /// more: at the end of TIME-WAIT it would forget received bytes that a slow reader outside
     /// has not taken yet.
     silent: bool,
+    /// Until the enclave answers the SYN of an inbound connection.
+    half_open: Option<Permit>,
     ipv6: bool,
     window: Window,
     /// How much came from the enclave lately.
@@ -87,11 +90,13 @@ impl Stack {
     pub(super) fn connect(
         key: &FlowKey,
         socket: FlowSocket,
+        half_open: Permit,
         link: &mut LinkSide,
         now: Instant,
         seed: u64,
     ) -> Stack {
         let mut stack = Stack::new(key, socket, link, now, seed);
+        stack.half_open = Some(half_open);
         let context = stack.interface.context();
         let (remote, local) = (IpEndpoint::from(key.src), IpEndpoint::from(key.dst));
         let connecting = stack.socket.socket().connect(context, remote, local);
@@ -132,6 +137,7 @@ impl Stack {
             enclave_finished: false,
             host_finished: false,
             silent: false,
+            half_open: None,
             ipv6,
             window,
             recent_in: Recent::default(),
@@ -145,10 +151,11 @@ impl Stack {
         }
     }
 
-    /// Gives the rings back.
-    pub(super) fn into_socket(self, memory: &mut Memory) -> FlowSocket {
+    /// Gives the rings back, and tells how many bytes of them have pages.
+    pub(super) fn into_socket(self, memory: &mut Memory) -> (FlowSocket, usize) {
         memory.count(self.counted, 0);
-        self.socket
+        let touched = self.touched();
+        (self.socket, touched)
     }
 
     fn tcp(&mut self) -> &mut Socket<'static> {
@@ -183,6 +190,9 @@ impl Stack {
         };
         self.interface
             .poll_ingress_single(now, &mut device, self.socket.set());
+        if self.half_open.is_some() && self.state() != State::SynSent {
+            self.half_open = None;
+        }
         if matches!(
             self.state(),
             State::CloseWait | State::Closing | State::LastAck | State::TimeWait
@@ -254,19 +264,35 @@ impl Stack {
     }
 
     fn is_drained(&self) -> bool {
-        let tcp = self.socket.socket_ref();
-        tcp.recv_queue() == 0 && tcp.send_queue() == 0 && self.window.has_no_gap()
+        self.has_received_nothing() && self.has_sent_all()
     }
 
-    /// Gives the rings' pages back; false if something lies in them.
+    fn has_received_nothing(&self) -> bool {
+        self.socket.socket_ref().recv_queue() == 0 && self.window.has_no_gap()
+    }
+
+    fn has_sent_all(&self) -> bool {
+        self.socket.socket_ref().send_queue() == 0
+    }
+
+    /// Gives the pages of the rings back in which nothing lies; false if something lies in the
+    /// receive ring.
     pub(super) fn release(&mut self) -> bool {
-        let drained = self.is_drained();
-        if drained && self.touched() > 0 {
-            self.socket.release();
-            self.received = 0;
+        if self.sent > 0 && self.has_sent_all() {
+            self.socket.release_send();
             self.sent = 0;
         }
-        drained
+        let nothing = self.has_received_nothing();
+        if nothing && self.received > 0 {
+            self.socket.release_receive();
+            self.received = 0;
+        }
+        nothing
+    }
+
+    /// Whether its send ring has no pages.
+    pub(super) fn has_sent_nothing(&self) -> bool {
+        self.sent == 0
     }
 
     fn handshake_end(&self) -> Option<Instant> {

@@ -16,10 +16,11 @@ use super::drops::DropReason;
 use super::effect::{DialError, DialTarget, Effect, Egress};
 use super::route::{DENIED, Route};
 use super::stack::{Stack, Standing};
-use super::{DNS_PORT, Engine, Entry, Flow, FlowId};
-use crate::limits::{FIRST_WINDOW, MAX_DIALS, MAX_SYN};
+use super::{DNS_PORT, Dialing, Engine, Entry, Flow, FlowId};
+use crate::budget::Permit;
+use crate::limits::{FIRST_WINDOW, MAX_SYN};
 use netd_proto::packet::{FlowKey, Packet, Protocol, Transport};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 impl Engine {
@@ -49,25 +50,58 @@ impl Engine {
                 return Effect::None;
             }
         };
-        let limit = if self.flows.len() >= self.limits.flows {
-            Some(DropReason::FlowLimit)
-        } else if self.dialing >= MAX_DIALS {
-            Some(DropReason::DialLimit)
-        } else if self.memory.is_used_up() {
-            Some(DropReason::MemoryLimit)
-        } else if packet.bytes().len() > MAX_SYN {
-            Some(DropReason::Malformed)
-        } else {
-            None
-        };
-        if let Some(reason) = limit {
+        if packet.bytes().len() > MAX_SYN {
             self.reset(packet);
-            self.limit_reached(reason, now);
-            return Effect::None;
+            return self.dropped(DropReason::Malformed);
         }
-        self.dialing += 1;
-        let id = self.insert(key, Flow::Dialing(packet.bytes().to_vec()));
+        let to = match target {
+            DialTarget::Host(to) => Some(to.ip()),
+            DialTarget::Dns => None,
+        };
+        let (permit, dialing) = match self.admit_dial(to) {
+            Ok(permits) => permits,
+            Err(reason) => {
+                self.reset(packet);
+                self.limit_reached(reason, now);
+                return Effect::None;
+            }
+        };
+        let dialing = Dialing {
+            syn: packet.bytes().to_vec(),
+            to,
+            _permit: dialing,
+        };
+        let id = self.insert(key, Flow::Dialing(dialing), permit);
         Effect::Dial(id, target)
+    }
+
+    /// What a new connect to `to` needs: a flow, and a place among those that are not answered.
+    fn admit_dial(&mut self, to: Option<IpAddr>) -> Result<(Permit, Permit), DropReason> {
+        let shares = &self.allotment.shares;
+        if self.memory.is_used_up() {
+            return Err(DropReason::MemoryLimit);
+        }
+        let pending = to.and_then(|to| self.dials_to.get(&to));
+        if pending.is_some_and(|pending| *pending >= shares.dials_per_destination) {
+            return Err(DropReason::DestinationLimit);
+        }
+        let dial = shares.dials.take().ok_or(DropReason::DialLimit)?;
+        let flow = shares.flows.take().ok_or(DropReason::FlowLimit)?;
+        if let Some(to) = to {
+            *self.dials_to.entry(to).or_default() += 1;
+        }
+        Ok((flow, dial))
+    }
+
+    /// Takes note that a connect is no longer pending.
+    pub(super) fn dial_ended(&mut self, dialing: &Dialing) {
+        let Some(to) = dialing.to else { return };
+        if let Some(pending) = self.dials_to.get_mut(&to) {
+            *pending -= 1;
+            if *pending == 0 {
+                self.dials_to.remove(&to);
+            }
+        }
     }
 
     fn handle_segment<'p>(&mut self, id: FlowId, packet: &Packet<'p>, now: Instant) -> Effect<'p> {
@@ -86,12 +120,15 @@ impl Engine {
                 Effect::Gone(id)
             }
             Flow::Tcp(stack) => {
-                let share = self.shares.from_enclave.of(&stack.recent_in);
+                let share = self.windows.from_enclave.of(&stack.recent_in);
                 let allowance = self.memory.allowance(share);
                 let bytes = stack.ingress(packet, &mut self.link, allowance, at);
-                self.shares
+                self.windows
                     .from_enclave
                     .moved(&mut stack.recent_in, bytes, at);
+                if self.memory.is_short() {
+                    stack.release();
+                }
                 stack.account(&mut self.memory);
                 if bytes > 0 && self.memory.is_overdrawn() && !stack.release() {
                     stack.abort();
@@ -112,34 +149,38 @@ impl Engine {
         let Some(entry) = self.entry(id) else {
             return false;
         };
-        let Flow::Dialing(syn) = &mut entry.flow else {
+        let (key, Flow::Dialing(Dialing { syn, .. })) = (entry.key, &mut entry.flow) else {
             return false;
         };
-        let (syn, key) = (std::mem::take(syn), entry.key);
+        let syn = std::mem::take(syn);
         let (Some(socket), Ok(packet)) = (self.rings.socket(), Packet::parse(&syn)) else {
             tracing::warn!("no memory for the rings of a flow: it is refused");
-            self.flows[id.index()].flow = Flow::Dialing(syn);
+            if let Flow::Dialing(dialing) = &mut self.flows[id.index()].flow {
+                dialing.syn = syn;
+            }
             self.dial_failed(id, DialError::Refused);
             return false;
         };
-        self.dialing -= 1;
         let mut stack = Stack::listen(&key, socket, &mut self.link, at, seed);
         let allowance = self.memory.allowance(FIRST_WINDOW);
         stack.ingress(&packet, &mut self.link, allowance, at);
-        self.flows[id.index()].flow = Flow::Tcp(Box::new(stack));
+        let flow = Flow::Tcp(Box::new(stack));
+        if let Flow::Dialing(dialing) = std::mem::replace(&mut self.flows[id.index()].flow, flow) {
+            self.dial_ended(&dialing);
+        }
         true
     }
 
     /// The dial of `id` failed: the enclave is told, and the flow is gone.
     pub fn dial_failed(&mut self, id: FlowId, error: DialError) {
         let Some(Entry {
-            flow: Flow::Dialing(syn),
+            flow: Flow::Dialing(dialing),
             ..
         }) = self.entry(id)
         else {
             return;
         };
-        let syn = std::mem::take(syn);
+        let syn = std::mem::take(&mut dialing.syn);
         self.remove(id);
         let Ok(packet) = Packet::parse(&syn) else {
             return;
@@ -154,7 +195,7 @@ impl Engine {
     /// A client of a published port was accepted: opens a flow to the enclave's `port`.
     ///
     /// # Errors
-    /// The flow limit is reached, the client's address is not one the enclave could answer, or
+    /// A limit is reached, the client's address is not one the enclave could answer, or
     /// another flow uses it. The client is to be reset.
     pub fn accept(
         &mut self,
@@ -170,28 +211,31 @@ impl Engine {
             src: enclave,
             dst: SocketAddr::new(seen, client.port()),
         };
-        let reason = if self.flows.len() >= self.limits.flows {
-            Some(DropReason::FlowLimit)
-        } else if self.memory.is_used_up() {
-            Some(DropReason::MemoryLimit)
+        let shares = &self.allotment.shares;
+        let taken = if self.memory.is_used_up() {
+            Err(DropReason::MemoryLimit)
         } else if self.table.contains_key(&key) || seen == enclave.ip() {
-            Some(DropReason::InboundCollision)
+            Err(DropReason::InboundCollision)
         } else {
-            None
+            let half_open = shares.half_open.take().ok_or(DropReason::HalfOpenLimit);
+            half_open.and_then(|half_open| {
+                let flow = shares.flows.take().ok_or(DropReason::FlowLimit)?;
+                let socket = self.rings.socket().ok_or(DropReason::MemoryLimit)?;
+                Ok((half_open, flow, socket))
+            })
         };
-        if let Some(reason) = reason {
-            self.limit_reached(reason, now);
-            return Err(reason);
-        }
-        let Some(socket) = self.rings.socket() else {
-            self.limit_reached(DropReason::FlowLimit, now);
-            return Err(DropReason::FlowLimit);
+        let (half_open, permit, socket) = match taken {
+            Ok(taken) => taken,
+            Err(reason) => {
+                self.limit_reached(reason, now);
+                return Err(reason);
+            }
         };
-        let id = self.insert(key, Flow::Dialing(Vec::new()));
-        let (at, seed) = (self.micros(now), self.seed(id));
-        let stack = Stack::connect(&key, socket, &mut self.link, at, seed);
-        self.flows[id.index()].flow = Flow::Tcp(Box::new(stack));
-        Ok(id)
+        // The seed is that of the flow, which the stack is made for.
+        let at = self.micros(now);
+        let seed = self.seed(self.next_id());
+        let stack = Stack::connect(&key, socket, half_open, &mut self.link, at, seed);
+        Ok(self.insert(key, Flow::Tcp(Box::new(stack)), permit))
     }
 
     /// An open TCP flow.
@@ -200,9 +244,20 @@ impl Engine {
         let Flow::Tcp(stack) = &mut entry.flow else {
             return None;
         };
-        let share = self.shares.to_enclave.of(&stack.recent_out);
-        let room = self.memory.allowance(share);
-        (entry.generation == id.generation).then_some(TcpFlow { stack, room })
+        if entry.generation != id.generation {
+            return None;
+        }
+        let share = self.windows.to_enclave.of(&stack.recent_out);
+        let mut room = self.memory.allowance(share);
+        if self.memory.is_used_up() {
+            // A ring that is never empty keeps the pages it touched, and may not touch more.
+            stack.release();
+            stack.account(&mut self.memory);
+            if !stack.has_sent_nothing() {
+                room = 0;
+            }
+        }
+        Some(TcpFlow { stack, room })
     }
 
     /// Sends what a TCP flow has to send, up to `quantum` bytes and the link's bound.
@@ -217,7 +272,7 @@ impl Engine {
         if entry.generation != id.generation {
             return Egress::Done;
         }
-        let share = self.shares.from_enclave.of(&stack.recent_in);
+        let share = self.windows.from_enclave.of(&stack.recent_in);
         let allowance = self.memory.allowance(share);
         let begun = self.link.queue.len();
         let result = loop {
@@ -232,7 +287,7 @@ impl Engine {
             }
         };
         let sent = std::mem::take(&mut stack.unaccounted);
-        self.shares
+        self.windows
             .to_enclave
             .moved(&mut stack.recent_out, sent, at);
         if self.memory.is_short() {

@@ -11,6 +11,7 @@ use netd_proto::policy::Rule;
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, SocketAddr};
 
+mod caps;
 mod full_link;
 mod memory;
 mod runs;
@@ -26,6 +27,7 @@ const FLOWS: usize = 50;
 const LIMITS: Limits = Limits {
     flows: FLOWS,
     ring_memory: 8 * 1024 * 1024,
+    ..Limits::DEFAULT
 };
 
 struct Bed {
@@ -85,10 +87,15 @@ impl Bed {
     }
 
     fn with(features: Features, rules: &[&str]) -> Bed {
+        Bed::made(features, rules, LIMITS)
+    }
+
+    fn made(features: Features, rules: &[&str], allotment: impl Into<Allotment>) -> Bed {
         let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().expect(rule)).collect();
         let now = Instant::now();
         let own = LocalAddresses::fixed(&["198.51.100.7"]);
-        let engine = Engine::new(hello(), features, Policy::new(rules), own, LIMITS, now);
+        let policy = Policy::new(rules);
+        let engine = Engine::new(hello(), features, policy, own, allotment, now);
         Bed { engine, now }
     }
 

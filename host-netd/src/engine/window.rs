@@ -152,7 +152,7 @@ impl Share {
 
 /// The shares of both directions.
 #[derive(Debug, Default)]
-pub(super) struct Shares {
+pub(super) struct Windows {
     pub(super) from_enclave: Share,
     pub(super) to_enclave: Share,
 }

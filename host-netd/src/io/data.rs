@@ -3,7 +3,8 @@
 //! A round goes in a fixed order, each step with a budget:
 //!
 //! 1. wait for events, unless work is left over;
-//! 2. read the link once (256 KiB) and hand its frames to the engine;
+//! 2. read the link once (256 KiB) and hand its frames to the engine; of a flood of small ones some,
+//!    and the rest in the next rounds, before the link is read again;
 //! 3. take results from tokio: connects, accepted clients, DNS answers;
 //! 4. give flows whose time has come their turn;
 //! 5. give each flow that something happened to its turn, then some of those that had more to do
@@ -18,14 +19,14 @@ use super::LinkStream;
 use super::handle::{Command, Handle, Services};
 use super::work::Work;
 use crate::engine::{Engine, FlowId};
-use crate::limits::{COMMANDS, LINK_BATCH, ROUND};
+use crate::limits::{BEGINNINGS, COMMANDS, LINK_BATCH, PACKETS, ROUND};
+use crate::publish::Lent;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use netd_proto::control::{Control, Goodbye, Reason};
 use netd_proto::frame::{Decoder, Kind};
 use netd_proto::limits::{LINK_DEAD_AFTER, PING_AFTER};
 use std::io;
-use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ pub struct DataLoop {
     /// The enclave will send nothing more: read on until the end is seen.
     link_closed: bool,
     decoder: Decoder,
+    /// The decoder may hold whole frames.
+    frames_waiting: bool,
     work: Work,
     commands: mpsc::Receiver<Command>,
     commands_waiting: bool,
@@ -65,7 +68,7 @@ impl DataLoop {
         decoder: Decoder,
         engine: Engine,
         services: Services,
-        published: Vec<(UdpSocket, u16)>,
+        published: Vec<Lent>,
         now: Instant,
     ) -> io::Result<(DataLoop, Handle)> {
         let poll = Poll::new()?;
@@ -75,10 +78,10 @@ impl DataLoop {
         registry.register(&mut SourceFd(&link.as_raw_fd()), LINK, both)?;
         let (sender, commands) = mpsc::channel(COMMANDS);
         let waker = Arc::new(Waker::new(&registry, WAKER)?);
-        let handle = Handle::new(sender, waker);
+        let handle = Handle::new(sender, waker, Arc::clone(engine.shares()));
         let mut work = Work::new(engine, services, registry, handle.clone());
-        for (socket, port) in published {
-            work.publish_udp(socket, port)?;
+        for lent in published {
+            work.publish_udp(lent)?;
         }
         let data_loop = DataLoop {
             poll,
@@ -87,6 +90,8 @@ impl DataLoop {
             link_writable: true,
             link_closed: false,
             decoder,
+            // Some may have come with the handshake.
+            frames_waiting: true,
             work,
             commands,
             commands_waiting: false,
@@ -108,8 +113,6 @@ impl DataLoop {
 
     fn rounds(&mut self) -> Result<std::convert::Infallible, Ended> {
         let mut events = Events::with_capacity(1024);
-        // Frames that came with the handshake.
-        self.take_frames(Instant::now())?;
         loop {
             let timeout = self.timeout(Instant::now());
             match self.poll.poll(&mut events, timeout) {
@@ -152,6 +155,7 @@ impl DataLoop {
     fn timeout(&mut self, now: Instant) -> Option<Duration> {
         let room = self.work.engine.queue().has_room();
         let work_left = self.link_readable
+            || self.frames_waiting
             || !self.work.fresh.is_empty()
             || (room && (!self.work.again.is_empty() || self.commands_waiting));
         if work_left {
@@ -167,8 +171,9 @@ impl DataLoop {
     }
 
     fn read_link(&mut self, now: Instant) -> Result<(), Ended> {
-        if !self.link_readable {
-            return Ok(());
+        // The decoder has room for a read once it holds no whole frame.
+        if self.frames_waiting || !self.link_readable {
+            return self.take_frames(now);
         }
         match self.link.read(&mut self.decoder) {
             Ok(more) => {
@@ -187,17 +192,27 @@ impl DataLoop {
     }
 
     fn take_frames(&mut self, now: Instant) -> Result<(), Ended> {
+        let (mut packets, mut beginnings) = (PACKETS, BEGINNINGS);
+        self.frames_waiting = true;
         loop {
+            if packets == 0 || beginnings == 0 {
+                return Ok(());
+            }
             let frame = match self.decoder.next() {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    self.frames_waiting = false;
+                    return Ok(());
+                }
                 Err(error) => return Err(self.goodbye(Reason::Protocol, error.to_string())),
             };
+            packets -= 1;
             if frame.kind == Kind::Packet {
                 if let Some(tap) = &self.work.services.tap {
                     tap.packet(frame.payload);
                 }
                 let effect = self.work.engine.handle_packet(frame.payload, now);
+                beginnings -= usize::from(effect.begins());
                 self.work.act(effect, now);
                 continue;
             }

@@ -11,6 +11,7 @@ use super::options::{
 use crate::engine::drops::DropReason;
 use crate::engine::{DatagramKind, DatagramSpace, Engine, FlowId, Outgoing, Received};
 use crate::limits::{DATAGRAM_QUANTUM, ERROR_QUANTUM};
+use crate::publish::{Lease, Lent};
 use netd_proto::build::MAX_ICMP_ERROR;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -34,6 +35,8 @@ pub(super) struct DatagramSocket {
     segments: Option<bool>,
     /// The size of the datagrams that were last sent as many.
     last_segment: usize,
+    /// Of a published port: which session it leads to.
+    lease: Option<Lease>,
     /// Something may wait: datagrams, or errors in the error queue.
     pub(super) readable: bool,
     errors: bool,
@@ -52,12 +55,21 @@ impl DatagramSocket {
         Ok(DatagramSocket::over(socket, kind, ipv6, gather))
     }
 
-    pub(super) fn over(
-        socket: UdpSocket,
-        kind: DatagramKind,
-        ipv6: bool,
-        gather: bool,
-    ) -> DatagramSocket {
+    /// Over the socket of a published port.
+    pub(super) fn published(lent: Lent, ipv6: bool, gather: bool) -> DatagramSocket {
+        // What is queued is about datagrams of another enclave, and quotes them.
+        while take_error(&lent.socket, &mut []).is_ok() {}
+        let mut socket = DatagramSocket::over(lent.socket, DatagramKind::Udp, ipv6, gather);
+        socket.lease = Some(lent.lease);
+        socket
+    }
+
+    /// Whether this session may use it. A published port may lead to another one by now.
+    pub(super) fn is_ours(&self) -> bool {
+        self.lease.as_ref().is_none_or(Lease::holds)
+    }
+
+    fn over(socket: UdpSocket, kind: DatagramKind, ipv6: bool, gather: bool) -> DatagramSocket {
         if gather && kind == DatagramKind::Udp {
             // Kernels before 5.0 hand them over one by one.
             let _ = gather_received(&socket);
@@ -71,6 +83,7 @@ impl DatagramSocket {
             dont_fragment,
             segments: None,
             last_segment: usize::MAX,
+            lease: None,
             readable: true,
             errors: true,
         }

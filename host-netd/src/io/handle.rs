@@ -1,8 +1,11 @@
 //! The way from the rest of the daemon to a data loop, and back.
 
+use crate::budget::{Permit, Share, Shares};
 use crate::capture::Tap;
 use crate::dns::{Dns, Resolved};
 use crate::engine::FlowId;
+use crate::engine::drops::DropReason;
+use crate::publish::Lent;
 use mio::Waker;
 use netd_proto::control::Goodbye;
 use std::io;
@@ -13,10 +16,12 @@ use tokio::sync::mpsc;
 /// What tokio's side tells a data loop.
 #[derive(Debug)]
 pub enum Command {
-    /// A connect began, or could not.
-    Dialed(FlowId, io::Result<TcpStream>),
+    /// A connect began, or could not; and what stands for its file.
+    Dialed(FlowId, io::Result<TcpStream>, Arc<Permit>),
     /// A client of a published port was accepted, for this port of the enclave.
-    Accepted(TcpStream, SocketAddr, u16),
+    Accepted(TcpStream, SocketAddr, u16, Waiting),
+    /// Published UDP ports lead to this session from now on.
+    Published(Vec<Lent>),
     /// A DNS query was answered, or could not be.
     DnsAnswer {
         /// Who asked.
@@ -32,20 +37,33 @@ pub enum Command {
     Report,
 }
 
+/// The place of a client that waits for the data loop.
+#[derive(Debug)]
+pub struct Waiting {
+    _half_open: Permit,
+    _file: Permit,
+}
+
 /// The way to a data loop.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     waker: Arc<Waker>,
     closing: Arc<OnceLock<Goodbye>>,
+    shares: Arc<Shares>,
 }
 
 impl Handle {
-    pub(super) fn new(commands: mpsc::Sender<Command>, waker: Arc<Waker>) -> Handle {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        waker: Arc<Waker>,
+        shares: Arc<Shares>,
+    ) -> Handle {
         Handle {
             commands,
             waker,
             closing: Arc::default(),
+            shares,
         }
     }
 
@@ -65,6 +83,28 @@ impl Handle {
         // A loop that cannot be woken has ended.
         let _ = self.waker.wake();
         Ok(())
+    }
+
+    /// A place for one more client of a published port.
+    ///
+    /// # Errors
+    /// The limit that is reached; it is counted for the session.
+    pub(crate) fn admit_client(&self) -> Result<Waiting, DropReason> {
+        let place = |share: &Share, reason| {
+            share.take().ok_or_else(|| {
+                share.refused();
+                reason
+            })
+        };
+        Ok(Waiting {
+            _half_open: place(&self.shares.half_open, DropReason::HalfOpenLimit)?,
+            _file: place(&self.shares.flows, DropReason::FlowLimit)?,
+        })
+    }
+
+    /// Waits until the loop has ended and given back all it had.
+    pub(crate) async fn ended(&self) {
+        self.commands.closed().await;
     }
 
     /// Ends the loop, whatever else it has to do.
@@ -96,12 +136,12 @@ pub struct Services {
 }
 
 impl Services {
-    /// The same services for one more session.
-    pub(crate) fn for_session(&self) -> Services {
-        let tap = self.tap.as_ref().map(Tap::for_session);
+    /// The same services for one more session, which may have so many DNS queries.
+    pub(crate) fn for_session(&self, dns_queries: &Share) -> Services {
         Services {
-            tap,
-            ..self.clone()
+            runtime: self.runtime.clone(),
+            dns: self.dns.for_session(dns_queries.clone()),
+            tap: self.tap.as_ref().map(Tap::for_session),
         }
     }
 }

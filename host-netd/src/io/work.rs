@@ -5,17 +5,21 @@ use super::dial::{self, Connecting};
 use super::errors::{dial_error, icmp_of};
 use super::flow::{FlowStream, HostStream, Turn};
 use super::handle::{Command, Handle, Services};
+use crate::budget::Permit;
 use crate::dns::{self, Resolved, Transport};
 use crate::engine::drops::DropReason;
 use crate::engine::{DatagramKind, DialError, DialTarget, Effect, Engine, FlowId, Outgoing};
-use crate::limits::{LEARNT_GRACE, MAX_DNS_QUERIES, MAX_DNS_STREAMS};
+use crate::limits::{LEARNT_GRACE, MAX_DNS_STREAMS};
+use crate::publish::Lent;
+use crate::sparse::Sparse;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use netd_proto::build::IcmpError;
 use netd_proto::control::Goodbye;
+use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -56,6 +60,8 @@ pub(super) struct Work {
     handle: Handle,
     dns_queries: usize,
     dns_streams: Arc<Semaphore>,
+    files_warning: Sparse,
+    ports_warning: Sparse,
     scratch: Vec<u8>,
 }
 
@@ -77,6 +83,8 @@ impl Work {
             handle,
             dns_queries: 0,
             dns_streams: Arc::new(Semaphore::new(MAX_DNS_STREAMS)),
+            files_warning: Sparse::default(),
+            ports_warning: Sparse::default(),
             scratch: Vec::new(),
         }
     }
@@ -162,6 +170,7 @@ impl Work {
                 return self.connecting(id, stands, now);
             }
             Socket::Stream(flow) => flow.turn(&mut self.engine, id, now),
+            Socket::Datagram(socket) if !socket.is_ours() => return self.unpublish(id),
             Socket::Datagram(socket) => match socket.receive(&mut self.engine, id, now) {
                 true if self.engine.queue().has_room() => Turn::Again,
                 true => Turn::LinkFull,
@@ -194,7 +203,7 @@ impl Work {
                     task.abort();
                 }
             }
-            Effect::Datagram(out) => self.send_datagram(&out),
+            Effect::Datagram(out) => self.send_datagram(&out, now),
             Effect::Dns {
                 client,
                 gateway,
@@ -202,7 +211,7 @@ impl Work {
                 segment,
             } => {
                 for query in query.chunks(segment.map_or(usize::MAX, usize::from).max(1)) {
-                    self.dns_query(client, gateway, query.to_vec());
+                    self.dns_query(client, gateway, query, now);
                 }
             }
         }
@@ -210,17 +219,25 @@ impl Work {
 
     fn dial(&mut self, id: FlowId, to: SocketAddr) {
         let handle = self.handle.clone();
+        let Some(permit) = self.engine.permit(id) else {
+            return;
+        };
         let task = self.services.runtime.spawn(async move {
-            handle.send(Command::Dialed(id, dial::begin(to))).await;
+            let stream = dial::begin(to);
+            handle.send(Command::Dialed(id, stream, permit)).await;
         });
         self.place(id, Socket::Dialing(task.abort_handle()));
     }
 
     fn dns_stream(&mut self, id: FlowId, now: Instant) {
         let Ok(permit) = Arc::clone(&self.dns_streams).try_acquire_owned() else {
-            self.engine.counters().drop(DropReason::DnsLimit);
-            self.engine.dial_failed(id, DialError::Refused);
-            return;
+            self.engine.limit_reached(DropReason::DnsStreamLimit, now);
+            return self.engine.dial_failed(id, DialError::Refused);
+        };
+        // The other end of the pair is a file too.
+        let Some(file) = self.engine.shares().flows.take() else {
+            self.engine.limit_reached(DropReason::FlowLimit, now);
+            return self.engine.dial_failed(id, DialError::Refused);
         };
         let (ours, theirs) = match UnixStream::pair() {
             Ok(pair) => pair,
@@ -232,7 +249,7 @@ impl Work {
         };
         let (dns, handle) = (self.services.dns.clone(), self.handle.clone());
         self.services.runtime.spawn(async move {
-            let _permit = permit;
+            let (_permit, _file) = (permit, file);
             let stream = theirs
                 .set_nonblocking(true)
                 .and_then(|()| tokio::net::UnixStream::from_std(theirs));
@@ -258,11 +275,13 @@ impl Work {
     }
 
     /// A connect of a flow began, or could not.
-    fn dialed(&mut self, id: FlowId, stream: io::Result<TcpStream>) {
+    fn dialed(&mut self, id: FlowId, stream: io::Result<TcpStream>, permit: Arc<Permit>) {
         // The enclave may have given it up.
         if self.slot(id).is_none() {
             return;
         }
+        // From here on the flow's own stands for the file.
+        drop(permit);
         let connecting = stream.and_then(|stream| {
             let connecting = Connecting::new(stream);
             self.register(id, &connecting, BOTH)?;
@@ -290,7 +309,7 @@ impl Work {
 
     fn dial_failed(&mut self, id: FlowId, error: &io::Error) {
         tracing::debug!(?id, %error, "connect failed");
-        warn_of_limits(error);
+        self.warn_of_limits(error);
         self.engine.dial_failed(id, dial_error(error));
         if self.slot(id).is_some() {
             self.slots[id.index()] = None;
@@ -330,51 +349,74 @@ impl Work {
         }
     }
 
-    pub(super) fn publish_udp(&mut self, socket: UdpSocket, port: u16) -> io::Result<()> {
-        let address = socket.local_addr()?;
-        let Some(id) = self.engine.publish_udp(port, address.ip()) else {
+    pub(super) fn publish_udp(&mut self, lent: Lent) -> io::Result<()> {
+        let address = lent.socket.local_addr()?;
+        // A program may have used the port for itself meanwhile.
+        if let Some(id) = self.engine.mapping(lent.port, address.ip()) {
+            self.unpublish(id);
+        }
+        let Some(id) = self.engine.publish_udp(lent.port, address.ip()) else {
             return Ok(());
         };
-        let socket = DatagramSocket::over(
-            socket,
-            DatagramKind::Udp,
-            address.is_ipv6(),
-            self.engine.takes_super_datagrams(),
-        );
+        let gather = self.engine.takes_super_datagrams();
+        let socket = DatagramSocket::published(lent, address.is_ipv6(), gather);
         self.register(id, &socket, Interest::READABLE)?;
         self.place(id, Socket::Datagram(socket));
         self.enqueue(id);
         Ok(())
     }
 
-    fn send_datagram(&mut self, out: &Outgoing<'_>) {
+    /// Forgets a datagram flow whose socket other sessions may go on using.
+    fn unpublish(&mut self, id: FlowId) {
+        self.engine.remove(id);
+        let slot = self.slots.get_mut(id.index()).and_then(Option::take);
+        if let Some(Socket::Datagram(socket)) = slot.map(|slot| slot.socket) {
+            // Closing it would not do: epoll watches what the descriptors have in common.
+            let _ = self.registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+        }
+    }
+
+    fn send_datagram(&mut self, out: &Outgoing<'_>, now: Instant) {
         let id = out.flow;
         if out.is_new
             && let Err(error) = self.open_datagram(id, out)
         {
-            warn_of_limits(&error);
-            let forbidden =
-                out.kind == DatagramKind::Echo && error.kind() == io::ErrorKind::PermissionDenied;
-            let reason = if forbidden {
-                DropReason::PingForbidden
-            } else {
-                DropReason::HostRefused
-            };
-            self.engine.counters().drop(reason);
-            let icmp = icmp_of(&error).unwrap_or(IcmpError::Prohibited);
-            let first = out.segment.map_or(usize::MAX, usize::from);
-            let payload = &out.payload[..out.payload.len().min(first)];
-            self.engine
-                .datagram_error(id, None, out.to, icmp, out.sequence, payload);
-            self.engine.remove(id);
-            return;
+            return self.refuse_datagram(out, &error, now);
         }
         let Some(slot) = self.slots.get_mut(id.index()).and_then(Option::as_mut) else {
             return;
         };
-        if let Socket::Datagram(socket) = &mut slot.socket {
-            socket.send(&mut self.engine, out, &mut self.scratch);
+        match &mut slot.socket {
+            Socket::Datagram(socket) if socket.is_ours() => {
+                socket.send(&mut self.engine, out, &mut self.scratch);
+            }
+            Socket::Datagram(_) => {
+                self.engine.counters().drop(DropReason::PublishedElsewhere);
+                self.unpublish(id);
+            }
+            _ => {}
         }
+    }
+
+    /// The host's kernel gives a new datagram flow no socket.
+    fn refuse_datagram(&mut self, out: &Outgoing<'_>, error: &io::Error, now: Instant) {
+        let id = out.flow;
+        self.warn_of_limits(error);
+        let forbidden =
+            out.kind == DatagramKind::Echo && error.kind() == io::ErrorKind::PermissionDenied;
+        if is_out_of_files(error) {
+            self.engine.limit_reached(DropReason::FlowLimit, now);
+        } else if forbidden {
+            self.engine.counters().drop(DropReason::PingForbidden);
+        } else {
+            self.engine.counters().drop(DropReason::HostRefused);
+        }
+        let icmp = icmp_of(error).unwrap_or(IcmpError::Prohibited);
+        let first = out.segment.map_or(usize::MAX, usize::from);
+        let payload = &out.payload[..out.payload.len().min(first)];
+        self.engine
+            .datagram_error(id, None, out.to, icmp, out.sequence, payload);
+        self.engine.remove(id);
     }
 
     fn open_datagram(&mut self, id: FlowId, out: &Outgoing<'_>) -> io::Result<()> {
@@ -388,11 +430,15 @@ impl Work {
         Ok(())
     }
 
-    fn dns_query(&mut self, client: SocketAddr, gateway: SocketAddr, query: Vec<u8>) {
-        if self.dns_queries >= MAX_DNS_QUERIES {
-            self.engine.counters().drop(DropReason::DnsLimit);
+    fn dns_query(&mut self, client: SocketAddr, gateway: SocketAddr, query: &[u8], now: Instant) {
+        if self.dns_queries >= self.engine.shares().dns_queries.most() {
+            self.engine.limit_reached(DropReason::DnsLimit, now);
+            if let Some(answer) = dns::overloaded(query) {
+                self.engine.dns_answer(gateway, client, &answer);
+            }
             return;
         }
+        let query = query.to_vec();
         self.dns_queries += 1;
         let (dns, handle) = (self.services.dns.clone(), self.handle.clone());
         self.services.runtime.spawn(async move {
@@ -417,8 +463,19 @@ impl Work {
 
     pub(super) fn command(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Dialed(id, stream) => self.dialed(id, stream),
-            Command::Accepted(stream, client, port) => self.accepted(stream, client, port, now),
+            Command::Dialed(id, stream, permit) => self.dialed(id, stream, permit),
+            Command::Accepted(stream, client, port, waiting) => {
+                // The engine takes both for the flow.
+                drop(waiting);
+                self.accepted(stream, client, port, now);
+            }
+            Command::Published(ports) => {
+                for lent in ports {
+                    if let Err(error) = self.publish_udp(lent) {
+                        tracing::warn!(%error, "a published UDP port is not served");
+                    }
+                }
+            }
             Command::DnsAnswer {
                 client,
                 gateway,
@@ -442,11 +499,21 @@ impl Work {
     }
 
     pub(super) fn report(&mut self, what: &str) {
+        let shares = Arc::clone(self.engine.shares());
         let (flows, to_enclave) = (self.engine.flow_count(), self.engine.to_enclave());
+        let (ring_memory, dns_queries) = (self.engine.ring_memory(), self.dns_queries);
         let counters = self.engine.counters();
+        counters.add(DropReason::FlowLimit, shares.flows.take_refusals());
+        counters.add(DropReason::HalfOpenLimit, shares.half_open.take_refusals());
+        counters.add(DropReason::DnsLimit, shares.dns_queries.take_refusals());
         tracing::info!(
             flows,
             flows_opened = counters.flows_opened,
+            dials = shares.dials.used(),
+            mappings = shares.mappings.used(),
+            half_open = shares.half_open.used(),
+            dns_queries,
+            ring_memory,
             packets_from_enclave = counters.from_enclave.packets,
             bytes_from_enclave = counters.from_enclave.bytes,
             packets_to_enclave = to_enclave.packets,
@@ -455,17 +522,28 @@ impl Work {
             "{what}"
         );
     }
+
+    fn warn_of_limits(&self, error: &io::Error) {
+        if is_out_of_files(error) {
+            self.files_warning.warn(|left_out| {
+                tracing::warn!(
+                    left_out,
+                    "no more open files: raise LimitNOFILE (ulimit -n) of host-netd"
+                );
+            });
+        }
+        if error.raw_os_error() == Some(Errno::EADDRNOTAVAIL as i32) {
+            self.ports_warning.warn(|left_out| {
+                tracing::warn!(
+                    left_out,
+                    "no free port for this destination: widen net.ipv4.ip_local_port_range"
+                );
+            });
+        }
+    }
 }
 
-fn warn_of_limits(error: &io::Error) {
-    use nix::errno::Errno;
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EMFILE | Errno::ENFILE) => {
-            tracing::warn!("no more open files: raise LimitNOFILE (ulimit -n) of host-netd");
-        }
-        Some(Errno::EADDRNOTAVAIL) => {
-            tracing::warn!("no free port for this destination: widen net.ipv4.ip_local_port_range");
-        }
-        _ => {}
-    }
+fn is_out_of_files(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE))
 }

@@ -11,21 +11,20 @@ use super::*;
 async fn too_many_queries_are_servfail_at_once_and_counted() {
     let server = Server::start(|got| Reply::Send(message(got, 0x0183, [&[]; 3]))).await;
     let dns = dns(settings(&[&server]));
-    let all = u32::try_from(limits::QUERIES_IN_FLIGHT).unwrap();
-    let taken = dns.0.in_flight.try_acquire_many(all).unwrap();
+    let taken = dns.in_flight.take_many(limits::QUERIES_IN_FLIGHT).unwrap();
 
     assert_eq!(
         rcode(&ask(&dns, &q("a.test", 1u16)).await),
         ResponseCode::ServFail
     );
-    assert_eq!((dns.overloaded(), server.seen().len()), (1, 0));
+    assert_eq!((dns.in_flight.take_refusals(), server.seen().len()), (1, 0));
 
     drop(taken);
     assert_eq!(
         rcode(&ask(&dns, &q("a.test", 1u16)).await),
         ResponseCode::NXDomain
     );
-    assert_eq!(dns.overloaded(), 1);
+    assert_eq!(dns.in_flight.take_refusals(), 0);
 }
 
 #[tokio::test]
@@ -38,10 +37,7 @@ async fn a_dropped_query_gives_its_place_back() {
         _ = dns.answer(&query, Transport::Udp) => panic!("there is no answer"),
         () = tokio::time::sleep(std::time::Duration::from_millis(50)) => {}
     }
-    assert_eq!(
-        dns.0.in_flight.available_permits(),
-        limits::QUERIES_IN_FLIGHT
-    );
+    assert_eq!(dns.in_flight.used(), 0);
 }
 
 #[test]
@@ -130,7 +126,7 @@ fn answer_is_sound(query: &[u8]) {
         .build()
         .unwrap();
     // Without servers every question ends in SERVFAIL.
-    let dns = Dns::new();
+    let dns = Dns::new(limits::UPSTREAM_SOCKETS);
     for transport in [Transport::Udp, Transport::Tcp] {
         let Some(answer) = runtime.block_on(dns.answer(query, transport)) else {
             continue;

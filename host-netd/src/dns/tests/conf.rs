@@ -153,7 +153,7 @@ async fn until_extended_error(dns: &Dns, expected: u16) {
 async fn the_service_waits_for_a_file_and_outlives_a_bad_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("resolv.conf");
-    let dns = Dns::start(path.clone());
+    let dns = Dns::start(path.clone(), 16);
     until_extended_error(&dns, 14).await;
 
     // Nothing answers at port 53 of this address; the refusal shows that it was asked.
@@ -188,7 +188,7 @@ async fn a_query_under_way_ends_with_the_servers_it_began_with() {
         while old.seen().is_empty() {
             tokio::task::yield_now().await;
         }
-        dns.0.apply("test".as_ref(), Ok(settings(&[&new])));
+        dns.service.apply("test".as_ref(), Ok(settings(&[&new])));
         ask(&dns, &query).await
     });
 

@@ -20,6 +20,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Record, RecordType};
 
 use super::conf::Settings;
+use super::limits;
 use super::name::Name;
 use super::{Answer, Dns, Transport};
 pub(crate) use server::{NAME, Reply, Rr, Server, message, name, reply};
@@ -56,8 +57,8 @@ pub(crate) fn searching(server: &Server, domains: &[&str]) -> Settings {
 }
 
 pub(crate) fn dns(settings: Settings) -> Dns {
-    let dns = Dns::new();
-    dns.0.apply("test".as_ref(), Ok(settings));
+    let dns = Dns::new(limits::UPSTREAM_SOCKETS);
+    dns.service.apply("test".as_ref(), Ok(settings));
     dns
 }
 

@@ -80,7 +80,7 @@ fn short_memory_makes_windows_small_and_refuses_new_flows() {
     assert!(matches!(refused, Effect::None));
     assert_eq!(bed.one().segment().flags, RST | ACK);
     assert_eq!(bed.drops(DropReason::MemoryLimit), 1);
-    assert!(ring_memory(&bed) <= LIMITS.worst_case());
+    assert!(ring_memory(&bed) <= LIMITS.most_ring_memory());
 
     // One that is emptied goes on with a small window.
     let connection = held.last_mut().expect("several");
