@@ -40,12 +40,16 @@ const LINKTYPE_RAW: u32 = 101;
 /// Long enough for any super-segment.
 const SNAPLEN: u32 = 262_144;
 
-impl Tap {
-    /// Creates the file and starts its writer.
+/// A capture file that nothing is written to yet.
+#[derive(Debug)]
+pub struct Recording(BufWriter<File>);
+
+impl Recording {
+    /// Creates the file.
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn create(path: &Path) -> io::Result<Tap> {
+    pub fn create(path: &Path) -> io::Result<Recording> {
         let mut file = BufWriter::new(File::create(path)?);
         let mut header = Vec::new();
         header.extend(0xa1b2_c3d4_u32.to_ne_bytes());
@@ -55,16 +59,26 @@ impl Tap {
         header.extend(LINKTYPE_RAW.to_ne_bytes());
         file.write_all(&header)?;
         file.flush()?;
+        Ok(Recording(file))
+    }
+
+    /// Starts the thread that writes.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(self) -> io::Result<Tap> {
         let (packets, queue) = sync_channel(CAPTURE_QUEUE);
         std::thread::Builder::new()
             .name("capture".into())
-            .spawn(move || write(file, &queue))?;
+            .spawn(move || write(self.0, &queue))?;
         Ok(Tap {
             packets,
             outgoing: Arc::default(),
         })
     }
+}
 
+impl Tap {
     /// The same file, for one session: each link has a byte stream of its own.
     pub(crate) fn for_session(&self) -> Tap {
         let packets = self.packets.clone();

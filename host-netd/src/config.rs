@@ -8,6 +8,7 @@ use crate::limits::{
 };
 use crate::listen::AllowedCids;
 use crate::publish::Publish;
+use crate::sandbox::Mode;
 use anyhow::{Context, bail};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use netd_proto::address::{Cid, DEFAULT_PORT, LinkAddress};
@@ -77,6 +78,7 @@ struct File {
     max_dns_queries: Option<usize>,
     max_half_open: Option<usize>,
     ring_memory_mib: Option<usize>,
+    sandbox: Option<String>,
 }
 
 /// Everything an operator may set.
@@ -96,6 +98,8 @@ pub struct Config {
     pub capture: Option<PathBuf>,
     /// What may be used, before the limit of open files is looked at.
     pub limits: Limits,
+    /// What happens where the kernel offers no sandbox.
+    pub sandbox: Mode,
 }
 
 impl Config {
@@ -151,6 +155,7 @@ impl Config {
             rules.push(parse_key("rules", text)?);
         }
         rules.iter_mut().for_each(name_the_loopback);
+        let sandbox = file.sandbox.map(|text| parse_key("sandbox", &text));
         Ok(Config {
             listen,
             cids,
@@ -161,6 +166,7 @@ impl Config {
                 .unwrap_or_else(|| "/etc/resolv.conf".into()),
             capture: args.capture.or(file.capture),
             limits,
+            sandbox: sandbox.transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -344,6 +350,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "vsock:any:1024");
         assert_eq!(config.cids, AllowedCids::Enclaves);
         assert!(config.policy.rules().is_empty() && config.publish.is_empty());
+        assert_eq!(config.sandbox, Mode::Auto);
     }
 
     #[test]
@@ -415,6 +422,7 @@ mod tests {
             (&[][..], "max_dns_queries = 257", "max_dns_queries"),
             (&[][..], "max_half_open = 0", "max_half_open"),
             (&[][..], "ring_memory_mib = 1", "ring_memory_mib"),
+            (&[][..], "sandbox = 'on'", "sandbox"),
         ] {
             let error = format!("{:#}", parse(arguments, file).expect_err(what));
             assert!(error.contains(what), "{error}");

@@ -8,6 +8,7 @@
 //! * [`dns`]: the resolver behind the gateway.
 //! * [`budget`]: what all sessions share, in fair parts.
 //! * [`config`]: command line and configuration file, parsed once.
+//! * [`sandbox`]: what is given up before the first link is accepted.
 //! * [`capture`]: what crosses the link, to a pcap file.
 //!
 //! Bytes flow link -> engine -> host socket and back inside the data loop. Everything that may
@@ -24,5 +25,6 @@ pub mod limits;
 pub mod listen;
 pub mod local;
 pub mod publish;
+pub mod sandbox;
 pub mod session;
 mod sparse;

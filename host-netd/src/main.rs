@@ -2,14 +2,16 @@
 
 use anyhow::Context;
 use host_netd::budget::{Budget, Limits};
-use host_netd::capture::Tap;
+use host_netd::capture::Recording;
 use host_netd::config::{Config, Files};
 use host_netd::dns::Dns;
 use host_netd::io::{Services, ping_sockets_permitted};
 use host_netd::listen::Listener;
 use host_netd::local::LocalAddresses;
 use host_netd::publish::Published;
+use host_netd::sandbox;
 use host_netd::session::{Sessions, Shared};
+use netd_proto::address::LinkAddress;
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -62,13 +64,24 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         ..config.limits
     };
     let listener = Listener::bind(&config.listen, config.cids)?;
-    let tap = match &config.capture {
+    let recording = match &config.capture {
         Some(path) => Some(
-            Tap::create(path)
+            Recording::create(path)
                 .with_context(|| format!("cannot write the capture file {}", path.display()))?,
         ),
         None => None,
     };
+    // Everything is open, no thread runs yet, and nothing has come from an enclave.
+    let socket = match &config.listen {
+        LinkAddress::Unix(path) => Some(path.clone()),
+        LinkAddress::Vsock(..) => None,
+    };
+    let reach = sandbox::Files {
+        resolv_conf: config.resolv_conf.clone(),
+        socket,
+    };
+    sandbox::enter(config.sandbox, &reach)?;
+    let tap = recording.map(Recording::start).transpose()?;
     let services = Services {
         runtime: tokio::runtime::Handle::current(),
         dns: Dns::start(config.resolv_conf, files.dns),
