@@ -117,8 +117,9 @@ pub enum PacketError {
     /// Neither version 4 nor 6, or a header that no sender makes.
     #[error("its IP header is malformed")]
     Header,
-    /// IPv4 options: source routes and the like, which no host needs (RFC 7126).
-    #[error("it carries IPv4 options")]
+    /// IPv4 options or IPv6 extension headers other than that of a fragment: source routes and the
+    /// like, which no host needs (RFC 7126).
+    #[error("it carries IP options")]
     Options,
     /// The IPv4 header checksum is wrong.
     #[error("its IPv4 header checksum is wrong")]
@@ -155,7 +156,7 @@ impl<'a> Packet<'a> {
                 if usize::from(header.total_len()) != bytes.len() {
                     return Err(PacketError::Length);
                 }
-                if !header.options().is_empty() {
+                if !header.options().is_empty() || v4.extensions().auth.is_some() {
                     return Err(PacketError::Options);
                 }
                 if Sum16BitWords::new()
@@ -180,18 +181,16 @@ impl<'a> Packet<'a> {
                 if usize::from(header.payload_length()) + header.slice().len() != bytes.len() {
                     return Err(PacketError::Length);
                 }
-                let fragment = v6.extensions().clone().into_iter().find_map(|extension| {
+                let mut fragment = None;
+                for extension in v6.extensions().clone() {
                     let etherparse::Ipv6ExtensionSlice::Fragment(f) = extension else {
-                        return None;
+                        return Err(PacketError::Options);
                     };
-                    f.is_fragmenting_payload().then(|| {
-                        (
-                            f.identification(),
-                            f.fragment_offset().value(),
-                            f.more_fragments(),
-                        )
-                    })
-                });
+                    if f.is_fragmenting_payload() {
+                        let offset = f.fragment_offset().value();
+                        fragment = Some((f.identification(), offset, f.more_fragments()));
+                    }
+                }
                 (header.hop_limit(), true, fragment)
             }
         };

@@ -24,7 +24,7 @@ macro_rules! reasons {
 reasons! {
     /// Not an IP packet, or lengths that contradict each other.
     Malformed = "malformed",
-    /// IPv4 options.
+    /// IPv4 options, or IPv6 extension headers.
     IpOptions = "ip_options",
     /// IPv4 header checksum wrong.
     HeaderChecksum = "header_checksum",
