@@ -149,6 +149,17 @@ pub const ECHO_IDLE: Duration = Duration::from_secs(30);
 /// How long the enclave has to complete a TCP handshake over a lossless link.
 pub const ENCLAVE_HANDSHAKE: Duration = Duration::from_secs(30);
 
+/// How long the enclave may leave its window shut before it is told of a reset by the host's peer,
+/// though not all that came before it was delivered: a program that only waits for errors is told.
+pub const RESET_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The first pause after which a kernel repeats a SYN (RFC 6298, 2.1).
+pub const SYN_PAUSE: Duration = Duration::from_secs(1);
+
+/// How much longer than expected a repeated SYN is waited for: a busy machine. A connect that is
+/// taken for given up too early begins anew with the next SYN.
+pub const SYN_GRACE: Duration = Duration::from_secs(2);
+
 /// How often an idle TCP flow asks the enclave's kernel whether it still knows it; a live kernel
 /// answers, so no flow ends by being idle.
 pub const ENCLAVE_KEEPALIVE: Duration = Duration::from_secs(600);

@@ -139,8 +139,9 @@ impl TxToken for Transmit<'_> {
         let result = f(packet);
         let ipv6 = packet[0] >> 4 == 6;
         let ip_header = if ipv6 { 40 } else { 20 };
-        self.window
-            .limit(&mut packet[usize::from(ip_header)..], self.allowance);
+        let segment = &mut packet[usize::from(ip_header)..];
+        self.window.sending(segment);
+        self.window.limit(segment, self.allowance);
         let vnet = finish_segment(packet, ip_header, self.link.features, self.segment);
         header.copy_from_slice(&vnet.encode());
         self.link.queue.commit_packet(VnetHeader::LEN + len);

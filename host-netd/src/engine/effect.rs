@@ -15,8 +15,18 @@ pub enum Effect<'p> {
     Turn(FlowId),
     /// A new TCP flow: connect, then tell [`Engine::connected`](super::Engine::connected) or [`Engine::dial_failed`](super::Engine::dial_failed).
     Dial(FlowId, DialTarget),
-    /// The enclave gave up a flow that was being dialed; it is gone.
+    /// The enclave gave up a flow; it is gone. A host socket of it is to be reset.
     Gone(FlowId),
+    /// [`Gone`](Self::Gone), then [`Dial`](Self::Dial): the enclave began another connection
+    /// between the same ports.
+    Redial {
+        /// The flow that is gone.
+        gone: FlowId,
+        /// The new one.
+        id: FlowId,
+        /// Where it leads.
+        target: DialTarget,
+    },
     /// Send a datagram or echo request from the flow's socket.
     Datagram(Outgoing<'p>),
     /// Answer a DNS query that came by UDP, with [`Engine::dns_answer`](super::Engine::dns_answer).
@@ -90,7 +100,7 @@ impl Effect<'_> {
     /// Whether something has to be begun for it: a socket, a connect, a look-up.
     pub fn begins(&self) -> bool {
         match self {
-            Effect::Dial(..) | Effect::Dns { .. } => true,
+            Effect::Dial(..) | Effect::Redial { .. } | Effect::Dns { .. } => true,
             Effect::Datagram(outgoing) => outgoing.is_new,
             Effect::None | Effect::Turn(_) | Effect::Gone(_) => false,
         }
@@ -103,6 +113,7 @@ impl Effect<'_> {
             Effect::Turn(id) => Effect::Turn(id),
             Effect::Dial(id, target) => Effect::Dial(id, target),
             Effect::Gone(id) => Effect::Gone(id),
+            Effect::Redial { gone, id, target } => Effect::Redial { gone, id, target },
             Effect::Datagram(outgoing) => {
                 let payload = Cow::Owned(outgoing.payload.into_owned());
                 Effect::Datagram(Outgoing {

@@ -61,6 +61,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tcp::Dialing;
 use timers::{Deadline, Timers};
 use window::Windows;
 
@@ -98,14 +99,6 @@ enum Flow {
     Dialing(Dialing),
     Tcp(Box<Stack>),
     Datagram(DatagramFlow),
-}
-
-#[derive(Debug)]
-struct Dialing {
-    syn: Vec<u8>,
-    /// Whom it is for, if that is a host.
-    to: Option<IpAddr>,
-    _permit: Permit,
 }
 
 #[derive(Debug)]
@@ -295,7 +288,10 @@ impl Engine {
             return;
         }
         let entry = self.flows.remove(id.index());
-        self.table.remove(&entry.key);
+        // A flow that parted has no place in the table, and another one may have taken it.
+        if self.table.get(&entry.key) == Some(&id) {
+            self.table.remove(&entry.key);
+        }
         match entry.flow {
             Flow::Dialing(dialing) => self.dial_ended(&dialing),
             Flow::Tcp(stack) => {
@@ -311,8 +307,8 @@ impl Engine {
         self.timers.next()
     }
 
-    /// The next flow whose time has come. A TCP flow is to be given its turn; a datagram flow was
-    /// idle too long and is gone.
+    /// The next flow whose time has come. An open TCP flow is to be given its turn; a connect that
+    /// the enclave does not wait for any more, or a datagram flow that was idle too long, is gone.
     pub fn expired(&mut self, now: Instant) -> Option<Effect<'static>> {
         self.tidy_timers();
         let at = self.micros(now);
@@ -326,7 +322,10 @@ impl Engine {
                 continue;
             }
             match &mut entry.flow {
-                Flow::Dialing(_) => {}
+                Flow::Dialing(_) => {
+                    self.remove(id);
+                    return Some(Effect::Gone(id));
+                }
                 Flow::Tcp(stack) => {
                     stack.expire(at);
                     stack.account(&mut self.memory);

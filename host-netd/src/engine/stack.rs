@@ -9,9 +9,11 @@
 use super::device::{LinkDevice, LinkSide};
 use super::memory::Memory;
 use super::rings::FlowSocket;
-use super::window::{Recent, Window};
+use super::window::{Recent, Window, is_after};
 use crate::budget::Permit;
-use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE, RECEIVE_RING, RING_IDLE, SEND_RING};
+use crate::limits::{
+    ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE, RECEIVE_RING, RESET_PATIENCE, RING_IDLE, SEND_RING,
+};
 use netd_proto::packet::{FlowKey, Packet, Transport};
 use smoltcp::iface::{Config, Interface, PollResult};
 use smoltcp::socket::tcp::{Socket, State};
@@ -24,8 +26,12 @@ pub(super) struct Stack {
     interface: Interface,
     socket: FlowSocket,
     opened: Instant,
+    /// Sequence number of the enclave's SYN.
+    syn: Option<u32>,
     /// The enclave's FIN was received: nothing more comes from it.
     enclave_finished: bool,
+    /// The sequence number behind it.
+    enclave_end: u32,
     /// The host side's FIN was passed on.
     host_finished: bool,
     /// The last acknowledgement of TIME-WAIT went out. From then on smoltcp is not asked for
@@ -34,8 +40,11 @@ pub(super) struct Stack {
     silent: bool,
     /// Until the enclave answers the SYN of an inbound connection.
     half_open: Option<Permit>,
+    resetting: Option<Resetting>,
     ipv6: bool,
     window: Window,
+    /// Bytes that were queued for the enclave in all; wraps around.
+    queued: u32,
     /// How much came from the enclave lately.
     pub(super) recent_in: Recent,
     /// How much went to it lately.
@@ -50,6 +59,16 @@ pub(super) struct Stack {
     /// Bytes moved since the last look at `moved_at`.
     moved: bool,
     moved_at: Instant,
+}
+
+/// The host's peer reset the flow. The enclave is told behind what came before.
+#[derive(Clone, Copy, Debug)]
+struct Resetting {
+    /// All that came before is in the ring.
+    complete: bool,
+    /// How much of it the enclave had acknowledged, and until when it may take its time for more.
+    acknowledged: u32,
+    until: Option<Instant>,
 }
 
 /// Where an open flow stands.
@@ -134,12 +153,16 @@ impl Stack {
             interface,
             socket,
             opened: now,
+            syn: None,
             enclave_finished: false,
+            enclave_end: 0,
             host_finished: false,
             silent: false,
             half_open: None,
+            resetting: None,
             ipv6,
             window,
+            queued: 0,
             recent_in: Recent::default(),
             recent_out: Recent::default(),
             unaccounted: 0,
@@ -177,8 +200,17 @@ impl Stack {
         let Transport::Tcp(tcp) = packet.transport() else {
             return 0;
         };
-        self.window.received(tcp);
         let bytes = tcp.payload().len();
+        #[expect(clippy::cast_possible_truncation, reason = "a packet has 64 KiB")]
+        let end = tcp.sequence_number().wrapping_add(bytes as u32);
+        // smoltcp would take what comes behind a FIN for a part of the stream.
+        if self.enclave_finished && bytes > 0 && is_after(end, self.enclave_end) {
+            return 0;
+        }
+        self.window.received(tcp);
+        if tcp.syn() {
+            self.syn.get_or_insert(tcp.sequence_number());
+        }
         self.received += bytes;
         self.moved |= bytes > 0;
         let mut device = LinkDevice {
@@ -193,11 +225,14 @@ impl Stack {
         if self.half_open.is_some() && self.state() != State::SynSent {
             self.half_open = None;
         }
-        if matches!(
-            self.state(),
-            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
-        ) {
+        if !self.enclave_finished
+            && matches!(
+                self.state(),
+                State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+            )
+        {
             self.enclave_finished = true;
+            self.enclave_end = end.wrapping_add(1);
         }
         bytes
     }
@@ -206,6 +241,9 @@ impl Stack {
     pub(super) fn egress(&mut self, link: &mut LinkSide, allowance: usize, now: Instant) -> bool {
         if self.silent {
             return false;
+        }
+        if self.is_to_be_reset(now) {
+            self.abort();
         }
         let before = self.state();
         self.silent = before == State::TimeWait;
@@ -240,7 +278,8 @@ impl Stack {
             self.moved_at = now;
         }
         let at = self.interface.poll_at(now, self.socket.set_ref());
-        [at, self.handshake_end(), self.idle_from()]
+        let reset = self.resetting.and_then(|resetting| resetting.until);
+        [at, self.handshake_end(), self.idle_from(), reset]
             .into_iter()
             .flatten()
             .min()
@@ -340,6 +379,9 @@ impl Stack {
             (n, result)
         });
         self.sent += written;
+        #[expect(clippy::cast_possible_truncation, reason = "less than the ring")]
+        let more = written as u32;
+        self.queued = self.queued.wrapping_add(more);
         self.unaccounted += written;
         self.moved |= written > 0;
         result.ok()
@@ -371,15 +413,68 @@ impl Stack {
         // Not in good order, whatever was received before.
         self.host_finished = false;
         self.silent = false;
+        self.resetting = None;
         self.tcp().abort();
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        let closed = match self.state() {
+    /// Resets the enclave's connection behind what was queued for it; `complete` tells whether
+    /// more of it is to come.
+    pub(super) fn abort_behind(&mut self, complete: bool) {
+        match &mut self.resetting {
+            Some(resetting) => resetting.complete |= complete,
+            None => {
+                self.resetting = Some(Resetting {
+                    complete,
+                    acknowledged: 0,
+                    until: None,
+                });
+            }
+        }
+    }
+
+    /// Whether the time for that reset has come: all before it was sent, or the enclave did not
+    /// take any of it for [`RESET_PATIENCE`].
+    fn is_to_be_reset(&mut self, now: Instant) -> bool {
+        let (queued, sent) = (self.queued, self.window.sent());
+        #[expect(clippy::cast_possible_truncation, reason = "less than the ring")]
+        let waiting = self.socket.socket_ref().send_queue() as u32;
+        let Some(resetting) = &mut self.resetting else {
+            return false;
+        };
+        let acknowledged = queued.wrapping_sub(waiting);
+        if acknowledged != resetting.acknowledged {
+            resetting.acknowledged = acknowledged;
+            resetting.until = None;
+        }
+        let until = *resetting.until.get_or_insert(now + RESET_PATIENCE.into());
+        (resetting.complete && queued == sent) || until <= now
+    }
+
+    /// Whether a SYN with this sequence number begins another connection than this one: the
+    /// enclave's kernel has forgotten this one, since its link repeats and loses nothing.
+    pub(super) fn is_followed_by(&self, syn: u32) -> bool {
+        self.syn.is_some_and(|own| own != syn)
+    }
+
+    /// Lets the rest of what the enclave sent go on to the host's peer, without another word to
+    /// the enclave. False if the enclave had not ended the connection in good order.
+    pub(super) fn part(&mut self) -> bool {
+        let over = self.is_over();
+        self.silent |= over;
+        over
+    }
+
+    /// Both halves ended in good order, as far as the enclave is concerned.
+    fn is_over(&self) -> bool {
+        match self.state() {
             State::TimeWait => true,
             State::Closed => self.enclave_finished && self.host_finished,
             _ => false,
-        };
+        }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        let closed = self.is_over();
         match self.state() {
             _ if closed && self.socket.socket_ref().recv_queue() > 0 => Standing::Open,
             _ if closed => Standing::Finished,

@@ -11,26 +11,119 @@
 //! A dialing flow is just its SYN. It is fed to a smoltcp [`Stack`] only once the real connection
 //! stands, so the enclave's kernel sees a SYN-ACK then and not earlier, and a flow that is never
 //! answered costs no rings.
+//!
+//! A kernel says nothing when a program gives up a connect; it only stops to repeat its SYN. So a
+//! dial ends when the next SYN is long overdue.
+//!
+//! The link neither repeats nor delays a segment. So a SYN with another sequence number than that
+//! of the flow it belongs to begins another connection: the kernel has forgotten the first.
 
 use super::drops::DropReason;
 use super::effect::{DialError, DialTarget, Effect, Egress};
 use super::route::{DENIED, Route};
 use super::stack::{Stack, Standing};
-use super::{DNS_PORT, Dialing, Engine, Entry, Flow, FlowId};
+use super::{DNS_PORT, Engine, Entry, Flow, FlowId};
 use crate::budget::Permit;
-use crate::limits::{FIRST_WINDOW, MAX_SYN};
+use crate::limits::{FIRST_WINDOW, MAX_SYN, SYN_GRACE, SYN_PAUSE};
+use etherparse::TcpSlice;
 use netd_proto::packet::{FlowKey, Packet, Protocol, Transport};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
+
+/// A connect that is not answered yet.
+#[derive(Debug)]
+pub(super) struct Dialing {
+    /// The enclave's SYN.
+    syn: Vec<u8>,
+    number: u32,
+    /// Whom it is for, if that is a host.
+    pub(super) to: Option<IpAddr>,
+    _permit: Permit,
+    /// When the enclave last sent it, and the longest pause before it did so again.
+    asked: Instant,
+    pause: Duration,
+}
+
+impl Dialing {
+    fn new(syn: Vec<u8>, number: u32, to: Option<IpAddr>, permit: Permit, now: Instant) -> Dialing {
+        Dialing {
+            syn,
+            number,
+            to,
+            _permit: permit,
+            asked: now,
+            pause: SYN_PAUSE,
+        }
+    }
+
+    /// The enclave repeats its SYN.
+    fn ask(&mut self, now: Instant) {
+        self.pause = self.pause.max(now.duration_since(self.asked));
+        self.asked = now;
+    }
+
+    /// When the next SYN is long overdue: kernels at most double the pause (RFC 6298, 5.5).
+    fn end(&self) -> Instant {
+        self.asked + self.pause * 2 + SYN_GRACE
+    }
+
+    /// Whether a reset is about the SYN.
+    fn is_taken_back_by(&self, reset: &TcpSlice<'_>) -> bool {
+        let ahead = reset.sequence_number().wrapping_sub(self.number);
+        usize::try_from(ahead).is_ok_and(|ahead| ahead <= self.syn.len())
+    }
+}
 
 impl Engine {
     pub(super) fn handle_tcp<'p>(&mut self, packet: &Packet<'p>, now: Instant) -> Effect<'p> {
         let (Transport::Tcp(tcp), Some(key)) = (packet.transport(), packet.flow_key()) else {
             return Effect::None;
         };
-        if let Some(&id) = self.table.get(&key) {
+        let Some(&id) = self.table.get(&key) else {
+            return self.handle_first_segment(tcp, key, packet, now);
+        };
+        if !self.is_followed_by(id, tcp) {
             return self.handle_segment(id, packet, now);
         }
+        let gone = self.make_way(id, key);
+        match (gone, self.handle_first_segment(tcp, key, packet, now)) {
+            (None, effect) => effect,
+            (Some(gone), Effect::Dial(id, target)) => Effect::Redial { gone, id, target },
+            (Some(gone), _) => Effect::Gone(gone),
+        }
+    }
+
+    /// Whether a segment begins another connection between the ports of flow `id`.
+    fn is_followed_by(&self, id: FlowId, tcp: &TcpSlice<'_>) -> bool {
+        let opens = tcp.syn() && !tcp.ack() && !tcp.rst();
+        opens
+            && match &self.flows[id.index()].flow {
+                Flow::Dialing(dialing) => dialing.number != tcp.sequence_number(),
+                Flow::Tcp(stack) => stack.is_followed_by(tcp.sequence_number()),
+                Flow::Datagram(_) => false,
+            }
+    }
+
+    /// Makes way for another flow of this key. Tells the flow if it is gone; one that is over for
+    /// the enclave goes on with what the host's peer has not taken yet.
+    fn make_way(&mut self, id: FlowId, key: FlowKey) -> Option<FlowId> {
+        if let Flow::Tcp(stack) = &mut self.flows[id.index()].flow
+            && stack.part()
+        {
+            self.table.remove(&key);
+            return None;
+        }
+        self.remove(id);
+        Some(id)
+    }
+
+    fn handle_first_segment<'p>(
+        &mut self,
+        tcp: &TcpSlice<'_>,
+        key: FlowKey,
+        packet: &Packet<'p>,
+        now: Instant,
+    ) -> Effect<'p> {
         if tcp.rst() {
             return self.dropped(DropReason::UnknownFlow);
         }
@@ -66,12 +159,13 @@ impl Engine {
                 return Effect::None;
             }
         };
-        let dialing = Dialing {
-            syn: packet.bytes().to_vec(),
-            to,
-            _permit: dialing,
-        };
+        let syn = packet.bytes().to_vec();
+        let dialing = Dialing::new(syn, tcp.sequence_number(), to, dialing, now);
+        let end = dialing.end();
         let id = self.insert(key, Flow::Dialing(dialing), permit);
+        let entry = &mut self.flows[id.index()];
+        entry.deadline.set(Some(end));
+        self.timers.arm(id, &mut entry.deadline);
         Effect::Dial(id, target)
     }
 
@@ -108,16 +202,21 @@ impl Engine {
         let at = self.micros(now);
         let entry = &mut self.flows[id.index()];
         match &mut entry.flow {
-            Flow::Dialing(_) => {
+            Flow::Dialing(dialing) => {
                 // A repeated SYN waits like the first; a reset takes it back.
                 let Transport::Tcp(tcp) = packet.transport() else {
                     return Effect::None;
                 };
-                if !tcp.rst() {
-                    return Effect::None;
+                if tcp.rst() && dialing.is_taken_back_by(tcp) {
+                    self.remove(id);
+                    return Effect::Gone(id);
                 }
-                self.remove(id);
-                Effect::Gone(id)
+                if tcp.syn() {
+                    dialing.ask(now);
+                    entry.deadline.set(Some(dialing.end()));
+                    self.timers.arm(id, &mut entry.deadline);
+                }
+                Effect::None
             }
             Flow::Tcp(stack) => {
                 let share = self.windows.from_enclave.of(&stack.recent_in);
@@ -346,6 +445,13 @@ impl TcpFlow<'_> {
     /// RST with the next [`Engine::egress`].
     pub fn abort(&mut self) {
         self.stack.abort();
+    }
+
+    /// RST with an [`Engine::egress`] to come: behind what was sent before, or when the enclave
+    /// takes none of it for [`RESET_PATIENCE`](crate::limits::RESET_PATIENCE). `complete` tells
+    /// whether all of it was sent.
+    pub fn abort_behind(&mut self, complete: bool) {
+        self.stack.abort_behind(complete);
     }
 
     /// Where the flow stands.

@@ -11,6 +11,7 @@ use netd_proto::policy::Rule;
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, SocketAddr};
 
+mod begin_and_end;
 mod caps;
 mod full_link;
 mod memory;

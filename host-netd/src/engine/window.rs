@@ -19,7 +19,9 @@ use smoltcp::time::Instant;
 #[expect(clippy::cast_possible_truncation, reason = "at most 14")]
 const SHIFT: u8 = (usize::BITS - RECEIVE_RING.leading_zeros() - u16::BITS) as u8;
 
+const TCP_SEQ: usize = 4;
 const TCP_ACK: usize = 8;
+const TCP_OFFSET: usize = 12;
 const TCP_FLAGS: usize = 13;
 const TCP_WINDOW: usize = 14;
 const SYN: u8 = 0x02;
@@ -35,6 +37,10 @@ pub(super) struct Window {
     acknowledged: u32,
     /// Right edge of the window; none before the first acknowledgement.
     edge: Option<u32>,
+    /// The sequence number of the first byte to the enclave.
+    first: u32,
+    /// The end of what was sent to it.
+    sent: u32,
 }
 
 impl Window {
@@ -59,6 +65,25 @@ impl Window {
         !is_after(self.seen, self.acknowledged)
     }
 
+    /// Takes note of a segment to the enclave.
+    pub(super) fn sending(&mut self, tcp: &[u8]) {
+        let start = number(tcp, TCP_SEQ);
+        let payload = tcp.len() - usize::from(tcp[TCP_OFFSET] >> 4) * 4;
+        #[expect(clippy::cast_possible_truncation, reason = "a packet has 64 KiB")]
+        let end = start.wrapping_add(payload as u32);
+        if tcp[TCP_FLAGS] & SYN != 0 {
+            self.first = end.wrapping_add(1);
+            self.sent = self.first;
+        } else if is_after(end, self.sent) {
+            self.sent = end;
+        }
+    }
+
+    /// How many bytes of the stream were sent to the enclave; wraps around.
+    pub(super) fn sent(&self) -> u32 {
+        self.sent.wrapping_sub(self.first)
+    }
+
     /// Lowers the window of a segment to the enclave to `allowance` bytes, unless more was
     /// promised before.
     ///
@@ -72,10 +97,7 @@ impl Window {
         let shift = if syn { 0 } else { self.shift };
         let field = u16::from_be_bytes([tcp[TCP_WINDOW], tcp[TCP_WINDOW + 1]]);
         let field = if syn { field } else { field.saturating_sub(1) };
-        let acknowledgement = (tcp[TCP_FLAGS] & ACK != 0).then(|| {
-            let number = tcp[TCP_ACK..].first_chunk().expect("a whole TCP header");
-            u32::from_be_bytes(*number)
-        });
+        let acknowledgement = (tcp[TCP_FLAGS] & ACK != 0).then(|| number(tcp, TCP_ACK));
         let promised = match (acknowledgement, self.edge) {
             (Some(ack), Some(edge)) if is_after(edge, ack) => edge.wrapping_sub(ack),
             _ => 0,
@@ -95,8 +117,13 @@ impl Window {
     }
 }
 
+fn number(tcp: &[u8], at: usize) -> u32 {
+    let number = tcp[at..].first_chunk().expect("a whole TCP header");
+    u32::from_be_bytes(*number)
+}
+
 /// Sequence numbers wrap around.
-fn is_after(a: u32, b: u32) -> bool {
+pub(super) fn is_after(a: u32, b: u32) -> bool {
     a.wrapping_sub(b).cast_signed() > 0
 }
 

@@ -97,11 +97,7 @@ impl Work {
     /// Ends every flow at once: connects are given up, connections are reset.
     pub(super) fn close(&mut self) {
         for slot in self.slots.drain(..).flatten() {
-            match slot.socket {
-                Socket::Dialing(task) => task.abort(),
-                Socket::Stream(flow) => flow.stream.reset_on_close(),
-                Socket::Connecting(_) | Socket::Datagram(_) => {}
-            }
+            end(slot.socket);
         }
     }
 
@@ -196,11 +192,13 @@ impl Work {
             Effect::Turn(id) => self.enqueue(id),
             Effect::Dial(id, DialTarget::Host(to)) => self.dial(id, to),
             Effect::Dial(id, DialTarget::Dns) => self.dns_stream(id, now),
+            Effect::Redial { gone, id, target } => {
+                self.act(Effect::Gone(gone), now);
+                self.act(Effect::Dial(id, target), now);
+            }
             Effect::Gone(id) => {
-                if let Some(slot) = self.slots.get_mut(id.index()).and_then(Option::take)
-                    && let Socket::Dialing(task) = slot.socket
-                {
-                    task.abort();
+                if let Some(slot) = self.slots.get_mut(id.index()).and_then(Option::take) {
+                    end(slot.socket);
                 }
             }
             Effect::Datagram(out) => self.send_datagram(&out, now),
@@ -540,6 +538,15 @@ impl Work {
                 );
             });
         }
+    }
+}
+
+/// Ends it at once: a connect is given up, a connection is reset.
+fn end(socket: Socket) {
+    match socket {
+        Socket::Dialing(task) => task.abort(),
+        Socket::Stream(flow) => flow.stream.reset_on_close(),
+        Socket::Connecting(_) | Socket::Datagram(_) => {}
     }
 }
 
