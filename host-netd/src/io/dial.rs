@@ -20,6 +20,7 @@ pub(super) fn begin(to: SocketAddr) -> io::Result<TcpStream> {
     // The enclave's segments are passed on as they come, and a peer that vanished is noticed.
     socket.set_tcp_nodelay(true)?;
     socket.set_keepalive(true)?;
+    socket.set_out_of_band_inline(true)?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
         _ => Ok(socket.into()),

@@ -1,6 +1,17 @@
 //! One TCP flow's turn: bytes between its host socket and the engine's rings.
+//!
+//! # When the host's peer resets the connection
+//! epoll tells of it, and so do reading and writing, whichever comes first; the kernel tells an error
+//! only once. What it received before can still be read, and goes to the enclave before the reset:
+//! from then on the flow is `broken`, nothing is written any more, and reading goes on to the end.
+//! Where the end of the stream was read before, no read tells of a later reset: the socket is asked.
+//!
+//! # Urgent data
+//! Host sockets have it in line (`SO_OOBINLINE`), as RFC 6093 advises, and smoltcp does not look at
+//! the urgent pointer: so either side finds the urgent byte at its place in the stream, without a
+//! mark. A read stops at the mark, though more may lie behind it.
 
-use crate::engine::{Egress, Engine, FlowId, Standing};
+use crate::engine::{Egress, Engine, FlowId, Standing, TcpFlow};
 use crate::limits::QUANTUM;
 use socket2::SockRef;
 use std::io::{self, ErrorKind, Read, Write};
@@ -41,12 +52,25 @@ impl HostStream {
         };
     }
 
-    /// Makes closing it send what was written and a FIN.
-    pub(super) fn keep_on_close(&self) -> io::Result<()> {
+    /// Makes an accepted one as if it were dialed: closing it sends what was written and a FIN.
+    pub(super) fn take_over(&self) -> io::Result<()> {
         match self {
-            HostStream::Tcp(stream) => SockRef::from(stream).set_linger(None),
+            HostStream::Tcp(stream) => {
+                let socket = SockRef::from(stream);
+                socket.set_out_of_band_inline(true)?;
+                socket.set_linger(None)
+            }
             HostStream::Local(_) => Ok(()),
         }
+    }
+
+    /// The error that no read or write told yet.
+    fn take_error(&self) -> Option<io::Error> {
+        match self {
+            HostStream::Tcp(stream) => stream.take_error(),
+            HostStream::Local(stream) => stream.take_error(),
+        }
+        .unwrap_or_else(Some)
     }
 
     /// Makes closing it send a RST.
@@ -74,8 +98,26 @@ pub(super) struct FlowStream {
     writable: bool,
     /// The peer will send nothing more: read on until the end is seen.
     read_closed: bool,
+    /// Urgent data came: a short read does not mean that nothing is left.
+    urgent: bool,
+    /// epoll told of an error.
+    failed: bool,
+    /// The host's peer reset it.
+    broken: Option<Broken>,
     finished: bool,
     shut: bool,
+}
+
+/// How a reset was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    /// By a write that failed: what came before it may wait to be read.
+    Unread {
+        /// The end of the stream came before the reset.
+        ended: bool,
+    },
+    /// All that came before was read.
+    Read,
 }
 
 /// What to do with a flow after its turn.
@@ -99,6 +141,9 @@ impl FlowStream {
             readable: true,
             writable: true,
             read_closed: false,
+            urgent: false,
+            failed: false,
+            broken: None,
             finished: false,
             shut: false,
         }
@@ -108,58 +153,60 @@ impl FlowStream {
         self.readable |= event.is_readable() || event.is_error();
         self.writable |= event.is_writable() || event.is_error();
         self.read_closed |= event.is_read_closed() || event.is_error();
+        self.urgent |= event.is_priority();
+        self.failed |= event.is_error();
     }
 
     /// Moves what can be moved, up to the quantum.
     pub(super) fn turn(&mut self, engine: &mut Engine, id: FlowId, now: Instant) -> Turn {
-        match self.transfer(engine, id) {
-            Ok(again) => {
-                let egress = engine.egress(id, QUANTUM, now);
-                let Some(flow) = engine.tcp(id) else {
-                    return Turn::Ended;
-                };
-                match (egress, flow.standing()) {
-                    // Also a flow that ended has its last ACK or RST to send.
-                    (Egress::LinkFull, _) => Turn::LinkFull,
-                    (_, Standing::Reset) => {
-                        self.stream.reset_on_close();
-                        Turn::Ended
-                    }
-                    (_, Standing::Finished) => Turn::Ended,
-                    (Egress::More, _) => Turn::Again,
-                    (Egress::Done, _) if again => Turn::Again,
-                    (Egress::Done, _) => Turn::Idle,
-                }
+        let again = self.transfer(engine, id);
+        let egress = engine.egress(id, QUANTUM, now);
+        let Some(flow) = engine.tcp(id) else {
+            return Turn::Ended;
+        };
+        match (egress, flow.standing()) {
+            // Also a flow that ended has its last ACK or RST to send.
+            (Egress::LinkFull, _) => Turn::LinkFull,
+            (_, Standing::Reset) => {
+                self.stream.reset_on_close();
+                Turn::Ended
             }
-            Err(error) => {
-                tracing::debug!(?id, %error, "reset by the host's peer");
-                self.abort(engine, id, now)
-            }
-        }
-    }
-
-    fn abort(&mut self, engine: &mut Engine, id: FlowId, now: Instant) -> Turn {
-        // What came before the reset goes first.
-        engine.egress(id, QUANTUM, now);
-        if let Some(mut flow) = engine.tcp(id) {
-            flow.abort();
-        }
-        self.readable = false;
-        self.writable = false;
-        match engine.egress(id, QUANTUM, now) {
-            Egress::LinkFull => Turn::LinkFull,
-            Egress::Done | Egress::More => Turn::Ended,
+            (_, Standing::Finished) => Turn::Ended,
+            (Egress::More, _) => Turn::Again,
+            (Egress::Done, _) if again => Turn::Again,
+            (Egress::Done, _) => Turn::Idle,
         }
     }
 
     /// Moves bytes both ways. True if there is more to read than the quantum allowed.
-    fn transfer(&mut self, engine: &mut Engine, id: FlowId) -> io::Result<bool> {
+    fn transfer(&mut self, engine: &mut Engine, id: FlowId) -> bool {
         let link_has_room = engine.queue().has_room();
         let Some(mut flow) = engine.tcp(id) else {
-            return Ok(false);
+            return false;
         };
-        let mut reset = None;
-        while self.writable {
+        self.write(&mut flow, id);
+        if !self.shut && flow.enclave_finished() {
+            self.shut = true;
+            self.stream.shutdown_write();
+        }
+        if !link_has_room {
+            return false;
+        }
+        self.read(&mut flow, id);
+        if self.finished
+            && std::mem::take(&mut self.failed)
+            && let Some(error) = self.stream.take_error()
+        {
+            self.reset(id, Broken::Read, &error);
+        }
+        if let Some(broken) = self.broken {
+            flow.abort_behind(broken == Broken::Read);
+        }
+        self.readable && !self.finished && flow.can_send()
+    }
+
+    fn write(&mut self, flow: &mut TcpFlow<'_>, id: FlowId) {
+        while self.writable && self.broken.is_none() {
             let written = flow.receive(|bytes| match self.stream.write(bytes) {
                 Ok(n) => {
                     // A short write: the socket's buffer is full, and an event will tell.
@@ -171,20 +218,19 @@ impl FlowStream {
             match written {
                 None => break,
                 Some(Ok(())) => {}
-                Some(Err(error)) => {
-                    // What the peer sent before its reset can still be read.
-                    reset = self.blocked_or(error, false).err();
-                    self.writable &= reset.is_none();
-                }
+                Some(Err(error)) => match error.kind() {
+                    ErrorKind::WouldBlock => self.writable = false,
+                    ErrorKind::Interrupted => {}
+                    kind => {
+                        let ended = kind == ErrorKind::BrokenPipe;
+                        self.reset(id, Broken::Unread { ended }, &error);
+                    }
+                },
             }
         }
-        if !self.shut && flow.enclave_finished() {
-            self.shut = true;
-            self.stream.shutdown_write();
-        }
-        if !link_has_room {
-            return reset.map_or(Ok(false), Err);
-        }
+    }
+
+    fn read(&mut self, flow: &mut TcpFlow<'_>, id: FlowId) {
         let mut budget = QUANTUM;
         while self.readable && !self.finished && budget > 0 {
             let read = flow.send(|space| {
@@ -196,30 +242,48 @@ impl FlowStream {
             });
             match read {
                 None => break,
-                Some(Ok((0, _))) => {
-                    self.finished = true;
-                    flow.finish();
-                }
+                Some(Ok((0, _))) => match self.broken {
+                    Some(Broken::Unread { ended: false } | Broken::Read) => self.all_read(),
+                    _ => {
+                        self.finished = true;
+                        flow.finish();
+                        if self.broken.is_some() {
+                            self.all_read();
+                        }
+                    }
+                },
                 Some(Ok((n, filled))) => {
                     budget -= n;
                     // A short read: nothing is left, and an event will tell of more. The end of
                     // the stream may have been told already.
-                    self.readable = filled || self.read_closed;
+                    self.readable = filled || self.read_closed || self.urgent;
                 }
-                Some(Err(error)) => self.blocked_or(error, true)?,
+                Some(Err(error)) => match error.kind() {
+                    ErrorKind::WouldBlock if self.broken.is_some() => self.all_read(),
+                    ErrorKind::WouldBlock => {
+                        self.readable = false;
+                        self.urgent = false;
+                    }
+                    ErrorKind::Interrupted => {}
+                    _ => self.reset(id, Broken::Read, &error),
+                },
             }
         }
-        let again = self.readable && !self.finished && flow.can_send();
-        reset.map_or(Ok(again), Err)
     }
 
-    fn blocked_or(&mut self, error: io::Error, reading: bool) -> io::Result<()> {
-        match error.kind() {
-            ErrorKind::WouldBlock if reading => self.readable = false,
-            ErrorKind::WouldBlock => self.writable = false,
-            ErrorKind::Interrupted => {}
-            _ => return Err(error),
+    fn reset(&mut self, id: FlowId, how: Broken, error: &io::Error) {
+        tracing::debug!(?id, %error, "reset by the host's peer");
+        self.writable = false;
+        // Nothing will tell of what can still be read.
+        self.readable = true;
+        self.broken = Some(how);
+        if self.finished || how == Broken::Read {
+            self.all_read();
         }
-        Ok(())
+    }
+
+    fn all_read(&mut self) {
+        self.readable = false;
+        self.broken = Some(Broken::Read);
     }
 }

@@ -27,7 +27,10 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
+/// Both directions, and urgent data.
+const BOTH: Interest = Interest::READABLE
+    .add(Interest::WRITABLE)
+    .add(Interest::PRIORITY);
 
 enum Socket {
     /// Waits for tokio to begin the connect.
@@ -330,7 +333,7 @@ impl Work {
             Ok(id) => {
                 let registered = self
                     .register(id, &stream, BOTH)
-                    .and_then(|()| stream.keep_on_close());
+                    .and_then(|()| stream.take_over());
                 if let Err(error) = registered {
                     tracing::warn!(%error, "client of a published port not served");
                     stream.reset_on_close();
