@@ -13,11 +13,12 @@ use crate::{config, link, network, privileges, pump, socket, supervisor, tun};
 use anyhow::{Context, Result};
 use clap::Parser;
 use mio::{Poll, Waker};
+use netd_log::Log;
 use netd_proto::address::LinkAddress;
 use netd_proto::handshake::{Hello, Lane, Network4, Network6};
 use netd_proto::limits::MAX_LANES;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,20 +64,28 @@ pub fn main() -> ExitCode {
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => return fail(USAGE, &usage(&error)),
     };
-    let settings = start_log(cli.log.as_deref()).and_then(|()| settings(&cli));
-    let config = match settings {
-        Ok(config) => config,
+    let settings = start_log(cli.log.as_deref()).and_then(|log| Ok((log, settings(&cli)?)));
+    let (log, config) = match settings {
+        Ok(settings) => settings,
         Err(error) => return fail(USAGE, &format!("{error:#}")),
     };
-    match run(cli, config) {
+    match run(cli, config, &log) {
         Ok(status) => ExitCode::from(status),
-        Err(error) => fail(1, &format!("{error:#}")),
+        Err(error) => {
+            log.say(&complaint(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
     }
 }
 
 fn fail(status: u8, message: &str) -> ExitCode {
-    eprintln!("enclave-netd: {}", message.replace('\n', " "));
+    // Who closed standard error learns the status at least.
+    let _ = writeln!(io::stderr(), "{}", complaint(message));
     ExitCode::from(status)
+}
+
+fn complaint(message: &str) -> String {
+    format!("enclave-netd: {}", message.replace('\n', " "))
 }
 
 /// The first line of what clap has to say.
@@ -93,7 +102,7 @@ fn usage(error: &clap::Error) -> String {
     )
 }
 
-fn start_log(filter: Option<&str>) -> Result<()> {
+fn start_log(filter: Option<&str>) -> Result<Log> {
     let environment = ["NETD_LOG", "RUST_LOG"]
         .iter()
         .find_map(|name| std::env::var(name).ok());
@@ -104,12 +113,7 @@ fn start_log(filter: Option<&str>) -> Result<()> {
     let filter = EnvFilter::builder()
         .parse(&filter)
         .with_context(|| format!("--log {filter}: write error, warn, info, debug or trace"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-    Ok(())
+    Ok(Log::start(filter, true))
 }
 
 fn settings(cli: &Cli) -> Result<Config> {
@@ -123,7 +127,7 @@ fn settings(cli: &Cli) -> Result<Config> {
     Ok(config)
 }
 
-fn run(cli: Cli, config: Config) -> Result<u8> {
+fn run(cli: Cli, config: Config, log: &Log) -> Result<u8> {
     socket::probe(&config.parent).with_context(|| {
         format!(
             "cannot make a socket for {}: does this kernel have AF_VSOCK?",
@@ -139,6 +143,7 @@ fn run(cli: Cli, config: Config) -> Result<u8> {
             .as_ref()
             .is_some_and(ResolvConf::is_in_foreign_folder);
     privileges::drop_all_but_needed(foreign_files).context("cannot drop capabilities")?;
+    log.detach().context("cannot start a thread")?;
 
     let command = (!cli.command.is_empty()).then_some(cli.command);
     let ready_timeout = cli.ready_timeout.map(|s| Duration::from_secs(s.into()));

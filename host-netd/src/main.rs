@@ -11,8 +11,8 @@ use host_netd::local::LocalAddresses;
 use host_netd::publish::Published;
 use host_netd::sandbox;
 use host_netd::session::{Sessions, Shared};
+use netd_log::Log;
 use netd_proto::address::LinkAddress;
-use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,14 +21,9 @@ use tracing_subscriber::EnvFilter;
 const MIB: usize = 1024 * 1024;
 
 fn main() -> ExitCode {
-    let log = EnvFilter::try_from_env("NETD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(log)
-        .with_target(false)
-        .with_ansi(stderr().is_terminal())
-        .with_writer(stderr)
-        .init();
-    match run() {
+    let filter = EnvFilter::try_from_env("NETD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = Log::start(filter, false);
+    match run(&log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -37,15 +32,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<()> {
+fn run(log: &Log) -> anyhow::Result<()> {
     let config = Config::from_command_line()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, log))
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
     // Before anything is bound, so that a signal always finds its handler.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -95,6 +90,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         published,
         budget: Budget::new(limits),
     });
+    log.detach().context("no thread for the log")?;
     sessions.published().serve(&sessions)?;
     tracing::info!(
         address = %config.listen,

@@ -53,6 +53,17 @@ struct Active {
     thread: JoinHandle<()>,
 }
 
+/// What an enclave is told whose session gives way.
+const TOOK_OVER: &str = "a newer link of the same enclave took over";
+
+impl Active {
+    /// Whether a new link takes its place: of the same run of an enclave, or of the same vsock peer,
+    /// which is one enclave.
+    fn gives_way_to(&self, session: SessionId, peer: Peer) -> bool {
+        self.peer == peer && (self.session == session || matches!(peer, Peer::Vsock(_)))
+    }
+}
+
 impl Sessions {
     /// No session yet.
     pub fn new(shared: Shared) -> Arc<Sessions> {
@@ -212,8 +223,7 @@ impl Sessions {
     ) -> anyhow::Result<()> {
         let hello = offer.hello;
         for old in self.replaced_by(hello.session, peer) {
-            let text = "a newer link of the same enclave took over";
-            old.close(Goodbye::new(Reason::Replaced, text));
+            old.close(Goodbye::new(Reason::Replaced, TOOK_OVER));
             // Its seat and all it had are for the new one.
             let _ = tokio::time::timeout(REPLACED_WITHIN, old.ended()).await;
         }
@@ -255,12 +265,19 @@ impl Sessions {
             DataLoop::new(stream, decoder, engine, services, udp, now).context("no data loop")?;
         let session = hello.session;
         let sessions = Arc::downgrade(self);
+        // Held until the session is in the list, so that one that ends at once is taken out again.
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of several links that shook hands at once the last one stays.
+        for old in (active.iter()).filter(|active| active.gives_way_to(session, peer)) {
+            (old.handle).close(Goodbye::new(Reason::Replaced, TOOK_OVER));
+        }
         let thread = std::thread::Builder::new()
             .name(format!("session {session}"))
             .spawn(move || {
                 let _session = tracing::info_span!("session", id = %session, %peer).entered();
                 data_loop.run();
                 if let Some(sessions) = sessions.upgrade() {
+                    sessions.prune();
                     sessions.lend_again(number);
                 }
             })
@@ -273,7 +290,6 @@ impl Sessions {
             enclave6 = %hello.v6.enclave,
             "session started"
         );
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         active.push(Active {
             number,
             session,
@@ -284,16 +300,11 @@ impl Sessions {
         Ok(())
     }
 
-    /// The sessions that a new link takes the place of: of the same run of an enclave, or of the
-    /// same vsock peer, which is one enclave.
+    /// The sessions that a new link takes the place of.
     fn replaced_by(&self, session: SessionId, peer: Peer) -> Vec<Handle> {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |active: &&Active| {
-            active.peer == peer && (active.session == session || matches!(peer, Peer::Vsock(_)))
-        };
-        active
-            .iter()
-            .filter(same)
+        (active.iter())
+            .filter(|active| active.gives_way_to(session, peer))
             .map(|active| active.handle.clone())
             .collect()
     }

@@ -219,6 +219,11 @@ impl Lab {
         }
     }
 
+    /// The lab's name, which all its processes carry.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The lab's folder.
     pub fn dir(&self) -> &Path {
         self.dir.path()

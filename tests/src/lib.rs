@@ -20,6 +20,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod census;
 mod dns;
 pub mod fuzz;
 mod lab;
@@ -31,6 +32,7 @@ mod streams;
 mod tap;
 mod wait;
 
+pub use census::Census;
 pub use dns::{Answer, FakeDns};
 pub use lab::{Daemons, Family, Lab, address};
 pub use machine::Machine;

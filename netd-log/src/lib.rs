@@ -1,0 +1,217 @@
+//! The log of both daemons, written to standard error.
+//!
+//! # Theory of operation
+//! What reads the log may stop reading, end, or have a full disk. Whoever writes to it then waits,
+//! or gets an error, and with `eprintln!` a panic: none of this may happen to a thread that moves
+//! packets. So lines go into a bounded queue, and a thread of their own writes them. What the queue
+//! does not hold, or standard error does not take, is left out and counted; the log tells how many
+//! lines are missing as soon as it can.
+//!
+//! Until [`Log::detach`] lines are written where they are made: a daemon sets itself up in one
+//! thread, because privileges belong to threads and new ones inherit them.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, IsTerminal, Write, stderr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait to be written: a burst at the start of many flows; some hundred KiB.
+const WAITING: usize = 2048;
+
+/// How long the end of a daemon waits for lines to be written.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often the end of a daemon looks for room in the queue.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    /// Answered when all before it is written.
+    Flush(SyncSender<()>),
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: OnceLock<SyncSender<Message>>,
+    lost: AtomicU64,
+}
+
+/// The log; what waits is written when it is dropped.
+#[derive(Debug)]
+pub struct Log(Arc<Shared>);
+
+/// Where `tracing` writes to.
+#[derive(Clone, Debug)]
+struct Lines(Arc<Shared>);
+
+impl Log {
+    /// Begins to log what passes the filter; `with_target` tells which module each line is from.
+    pub fn start(filter: EnvFilter, with_target: bool) -> Log {
+        let shared = Arc::new(Shared::default());
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_target(with_target)
+            .with_ansi(stderr().is_terminal())
+            .with_writer(Lines(Arc::clone(&shared)))
+            .init();
+        Log(shared)
+    }
+
+    /// From now on a thread of its own writes, and nobody else waits for the log.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn detach(&self) -> io::Result<()> {
+        let shared = Arc::clone(&self.0);
+        let (queue, messages) = sync_channel(WAITING);
+        thread::Builder::new()
+            .name("log".into())
+            .spawn(move || write_all(&messages, &shared, stderr))?;
+        // Detaching twice would be one thread that nobody writes to, which ends at once.
+        let _ = self.0.queue.set(queue);
+        Ok(())
+    }
+
+    /// Writes a line that is no event.
+    pub fn say(&self, line: &str) {
+        self.0.put(format!("{line}\n").as_bytes());
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let Some(queue) = self.0.queue.get() else {
+            return;
+        };
+        let (written, all_written) = sync_channel(1);
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut flush = Message::Flush(written);
+        while let Err(TrySendError::Full(back)) = queue.try_send(flush) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            flush = back;
+            thread::sleep(LOOK_EVERY);
+        }
+        let _ = all_written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+impl Shared {
+    fn put(&self, line: &[u8]) {
+        let Some(queue) = self.queue.get() else {
+            // Not even a line about it could be written.
+            let _ = stderr().write_all(line);
+            return;
+        };
+        if queue.try_send(Message::Line(line.to_vec())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Lines;
+
+    fn make_writer(&'a self) -> Lines {
+        self.clone()
+    }
+}
+
+impl Write for Lines {
+    /// Takes one line, and never fails: `tracing` would tell that to standard error.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.put(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes lines until nobody can make more.
+fn write_all<W: Write>(messages: &Receiver<Message>, shared: &Shared, out: impl Fn() -> W) {
+    for message in messages {
+        let line = match message {
+            Message::Line(line) => line,
+            Message::Flush(written) => {
+                // Who asked may have lost patience.
+                let _ = written.send(());
+                continue;
+            }
+        };
+        if out().write_all(&line).is_err() {
+            shared.lost.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
+        let lost = shared.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            tracing::warn!(
+                lost,
+                "lines of the log are missing here: its reader or its disk did not keep up"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Takes a line, or refuses it.
+    struct Reader<'a>(&'a Mutex<(bool, Vec<u8>)>);
+
+    impl Write for Reader<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut reader = self.0.lock().expect("no panic");
+            if !reader.0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            reader.1.extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_queue_loses_lines_and_never_waits() {
+        let shared = Shared::default();
+        let (queue, messages) = sync_channel(2);
+        shared.queue.set(queue).expect("not set yet");
+        for _ in 0..5 {
+            shared.put(b"line\n");
+        }
+        assert_eq!(shared.lost.load(Ordering::Relaxed), 3);
+        assert_eq!(messages.try_iter().count(), 2);
+    }
+
+    #[test]
+    fn what_is_refused_is_counted_and_later_lines_are_written() {
+        let shared = Shared::default();
+        let reader = Mutex::new((false, Vec::new()));
+        let pass = |line: &[u8]| {
+            let (queue, messages) = sync_channel(1);
+            queue.send(Message::Line(line.to_vec())).expect("room");
+            drop(queue);
+            write_all(&messages, &shared, || Reader(&reader));
+        };
+        pass(b"lost\n");
+        assert_eq!(shared.lost.load(Ordering::Relaxed), 1);
+        reader.lock().expect("no panic").0 = true;
+        pass(b"there\n");
+        assert_eq!(reader.lock().expect("no panic").1, b"there\n");
+        assert_eq!(shared.lost.load(Ordering::Relaxed), 0, "it was told");
+    }
+}
