@@ -15,6 +15,8 @@ const NAME_TRIES: u32 = 5;
 /// How long a look-up over TCP waits.
 const NAME_WAIT: Duration = Duration::from_secs(10);
 
+/// Names there are.
+const NAMES: u64 = 64;
 /// What every name of the load leads to, by family.
 pub(crate) const NAMED: [IpAddr; 2] = address::SERVER;
 
@@ -86,7 +88,7 @@ fn timed_out(what: &str) -> io::Error {
     io::Error::new(ErrorKind::TimedOut, what.to_owned())
 }
 
-/// Looks a name up that nobody has asked for before.
+/// Looks one of the names up: from the server, or kept for the second that it may be.
 ///
 /// # Errors
 /// Nothing came, or it was not the right address.
@@ -98,7 +100,7 @@ pub(crate) fn look_up(
 ) -> io::Result<()> {
     let wants_v6 = random.between(0, 2) == 1;
     let id = u16::try_from(random.between(0, 65_536)).expect("16 bits");
-    let query = question(id, random.between(0, u64::MAX), wants_v6);
+    let query = question(id, random.between(0, NAMES), wants_v6);
     let reply = match over_tcp {
         true => ask_over_tcp(machine, gateway, &query)?,
         false => ask(&socket(machine, gateway)?, &query)?,

@@ -168,7 +168,7 @@ fn serve(machine: &Machine, at: [IpAddr; 2]) -> Process {
 /// Starts one of two name servers, and tells the parent.
 fn names(lab: &Lab, moved: bool) -> FakeDns {
     let [at, _] = if moved { address::OTHER } else { address::DNS };
-    let answer = Answer::Addresses(NAMED.to_vec(), 60);
+    let answer = Answer::Addresses(NAMED.to_vec(), 1);
     let server = FakeDns::new(&lab.internet, at, answer);
     lab.parent.write_resolv_conf(&format!("nameserver {at}\n"));
     server

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(2);
-/// What a daemon may use more at the end than at the beginning of its life, both as floors: see
-/// [`Trend`]. Heaps keep what they were given in a peak, and peaks differ.
+/// What a daemon may use more in the last quarter of its life than in the second, both as floors: see
+/// [`Trend`]. Heaps and pooled buffers keep what they were given in a peak, and peaks differ.
 const GROWTH_BYTES: u64 = 2 * 1024 * 1024;
+/// See [`GROWTH_BYTES`].
 const GROWTH_PART: f64 = 0.10;
-/// Samples on which a trend can be judged: a minute of life.
-const ENOUGH: usize = 30;
-/// Samples that a process gets to warm up.
-const WARM_UP: usize = 10;
+/// In a shorter life the pools are still filling.
+const ENOUGH: Duration = Duration::from_secs(600);
+/// Parts of a life whose floors are told.
+const PARTS: usize = 8;
 
 /// One sample.
 #[derive(Clone, Copy, Debug)]
@@ -27,13 +28,24 @@ pub(crate) struct Sample {
 }
 
 /// A daemon that may be replaced by another process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Watched {
+    /// The most that it may use, in bytes.
+    pub(crate) most: u64,
     pid: AtomicI32,
     samples: Mutex<Vec<(i32, Sample)>>,
 }
 
 impl Watched {
+    /// None yet.
+    pub(crate) fn new(most: u64) -> Watched {
+        Watched {
+            most,
+            pid: AtomicI32::new(0),
+            samples: Mutex::default(),
+        }
+    }
+
     /// Watches this process from now on.
     pub(crate) fn is_now(&self, pid: Pid) {
         self.pid.store(pid.as_raw(), Ordering::Relaxed);
@@ -54,50 +66,46 @@ impl Watched {
     }
 
     /// How it went in the life of the last process.
-    pub(crate) fn trend(&self) -> Option<Trend> {
+    pub(crate) fn trend(&self) -> Trend {
         let last = self.pid.load(Ordering::Relaxed);
         let samples = self.samples.lock().expect("nobody panics with it");
-        let life: Vec<u64> = samples
-            .iter()
-            .filter(|(pid, _)| *pid == last)
-            .skip(WARM_UP)
-            .map(|(_, sample)| sample.proportional)
-            .collect();
-        (life.len() >= ENOUGH).then(|| {
-            let part = life.len() / 4;
-            Trend {
-                early: floor(&life[..part]),
-                late: floor(&life[life.len() - part..]),
-                life: EVERY * u32::try_from(life.len()).unwrap_or(u32::MAX),
-            }
-        })
+        let life = samples.iter().filter(|(pid, _)| *pid == last);
+        let life: Vec<u64> = life.map(|(_, sample)| sample.proportional).collect();
+        let part = life.len().div_ceil(PARTS).max(1);
+        Trend {
+            floors: life.chunks(part).map(floor).collect(),
+            life: EVERY * u32::try_from(life.len()).unwrap_or(u32::MAX),
+        }
     }
 }
 
-/// The floors of the first and the last quarter of a life: load makes peaks, a leak lifts the
-/// floor.
-#[derive(Clone, Copy, Debug)]
+/// The floors of memory in the parts of a life: load makes peaks, a leak lifts the floor.
+#[derive(Clone, Debug)]
 pub(crate) struct Trend {
-    pub(crate) early: u64,
-    pub(crate) late: u64,
+    pub(crate) floors: Vec<u64>,
     pub(crate) life: Duration,
 }
 
 impl Trend {
-    /// The most that the later floor may be.
-    pub(crate) fn bound(&self) -> u64 {
+    /// The most that the floor of the last quarter may be, if the life was long enough to tell.
+    pub(crate) fn bound(&self) -> Option<u64> {
+        let early = self.floors.get(PARTS / 4..PARTS / 2)?.iter().min()?;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "a part of a size in memory"
         )]
-        let part = (self.early as f64 * GROWTH_PART) as u64;
-        self.early + GROWTH_BYTES + part
+        let part = (*early as f64 * GROWTH_PART) as u64;
+        (self.life >= ENOUGH).then_some(early + GROWTH_BYTES + part)
     }
 
     /// Whether it grew beyond that.
     pub(crate) fn is_growth(&self) -> bool {
-        self.late > self.bound()
+        let late = self.floors.iter().skip(PARTS * 3 / 4).min();
+        match (late, self.bound()) {
+            (Some(late), Some(bound)) => *late > bound,
+            _ => false,
+        }
     }
 }
 

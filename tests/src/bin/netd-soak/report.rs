@@ -153,18 +153,19 @@ impl Report<'_> {
         }
         writeln!(out)?;
         for (name, watched) in [("host-netd", self.host), ("enclave-netd", self.enclave)] {
-            match watched.trend() {
-                Some(trend) => writeln!(
-                    out,
-                    "{name}: in {} s of its last life the floor of its memory went from {:.2} to {:.2} MiB \
-                     (may be {:.2})",
-                    trend.life.as_secs(),
-                    trend.early as f64 / MIB,
-                    trend.late as f64 / MIB,
-                    trend.bound() as f64 / MIB,
-                )?,
-                None => writeln!(out, "{name}: its last life was too short for a trend")?,
-            }
+            let trend = watched.trend();
+            let floors = trend.floors.iter();
+            let floors = floors.map(|&floor| format!("{:.1}", floor as f64 / MIB));
+            let floors = floors.collect::<Vec<_>>().join(", ");
+            let bound = match trend.bound() {
+                Some(bound) => format!("the last two may be {:.1}", bound as f64 / MIB),
+                None => "too short for a trend".to_owned(),
+            };
+            let life = trend.life.as_secs();
+            writeln!(
+                out,
+                "{name}: floors of its memory in the parts of its last {life} s, in MiB: {floors} ({bound})"
+            )?;
         }
         Ok(())
     }

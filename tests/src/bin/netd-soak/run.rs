@@ -21,6 +21,11 @@ use std::time::{Duration, Instant};
 const LINGERS: Duration = Duration::from_secs(130);
 /// What may still be there when the load has ended goes within this time, in seconds.
 const SETTLED: u64 = 40;
+/// The most that host-netd may use: some twenty flows at once, each with up to 1 MiB of buffers, and
+/// itself.
+const HOST_MEMORY: u64 = 48 * 1024 * 1024;
+/// The most that enclave-netd may use: it keeps nothing of a flow.
+const ENCLAVE_MEMORY: u64 = 16 * 1024 * 1024;
 
 /// Runs it all; false if something was not as it should be.
 pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
@@ -43,7 +48,7 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
     let (daemons, tap) = lab.up_tapped(&Bed::HOST, Bed::ENCLAVE);
     tap.stop_recording();
     let (patterns, ledger, stalls) = (Patterns::new(), Ledger::default(), Stalls::default());
-    let (host, enclave) = (Watched::default(), Watched::default());
+    let (host, enclave) = (Watched::new(HOST_MEMORY), Watched::new(ENCLAVE_MEMORY));
     enclave.is_now(daemons.enclave.pid());
     let mut bed = Bed::new(&lab, &tap, daemons, &host, &patterns);
     let mut random = Random::new(seed, 0);
@@ -91,8 +96,15 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
     let left = left.into_iter().map(|line| format!("left over: {line}"));
     judgement.violations.extend(left);
     for (name, watched) in [("host-netd", &host), ("enclave-netd", &enclave)] {
-        if let Some(trend) = watched.trend().filter(memory::Trend::is_growth) {
+        let trend = watched.trend();
+        if trend.is_growth() {
             let line = format!("{name}'s memory grows: {trend:?}");
+            judgement.violations.push(line);
+        }
+        let samples = watched.samples();
+        let most = samples.iter().map(|sample| sample.proportional).max();
+        if most.is_none_or(|most| most > watched.most) {
+            let line = format!("{name} used {most:?} bytes, more than {}", watched.most);
             judgement.violations.push(line);
         }
     }
