@@ -193,6 +193,10 @@ pub const PROCESS_MEMORY: usize = 48 * 1024 * 1024;
 /// Packets waiting to be written to a capture file; beyond it they are left out and counted.
 pub const CAPTURE_QUEUE: usize = 4096;
 
+/// Bytes of packets waiting to be written to a capture file, for the same: a disk may stand still for
+/// half a second at 500 Mbit/s.
+pub const CAPTURE_BYTES: usize = 32 * 1024 * 1024;
+
 // The largest window must fit the enclave's idea of it: 16 bits and a shift of at most 14.
 const _: () = assert!(RECEIVE_RING <= 1 << 30);
 

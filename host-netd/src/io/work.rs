@@ -520,6 +520,7 @@ impl Work {
             packets_to_enclave = to_enclave.packets,
             bytes_to_enclave = to_enclave.bytes,
             drops = %counters.drop_summary(),
+            capture_left_out = self.services.tap.as_ref().map(crate::capture::Tap::left_out),
             "{what}"
         );
     }

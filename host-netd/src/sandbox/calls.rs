@@ -75,6 +75,7 @@ const PERMITTED: &[c_long] = &[
     libc::SYS_rt_sigreturn,
     // files that landlock lets through; see also openat
     libc::SYS_fstat,
+    libc::SYS_ftruncate,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
     libc::SYS_pread64,
