@@ -119,6 +119,29 @@ fn half_closed_by_the_program_the_other_half_goes_on() {
 }
 
 #[test]
+fn an_end_that_comes_with_the_connection_is_seen() {
+    let lab = Lab::new();
+    let _daemons = lab.up();
+    // It is a matter of which comes first.
+    for port in 7000..7040 {
+        let server = serve(
+            &lab.internet,
+            Family::V4.at(address::SERVER, port),
+            |mut stream| {
+                stream.write_all(b"bye").unwrap();
+                stream.shutdown(Shutdown::Write).unwrap();
+                // Open until the client has seen the end.
+                stream.read_to_end(&mut Vec::new()).unwrap();
+            },
+        );
+        let mut stream = connect(&lab.enclave, server, 5).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "bye");
+    }
+}
+
+#[test]
 fn half_closed_by_the_server_the_other_half_goes_on() {
     let lab = Lab::new();
     let _daemons = lab.up();

@@ -32,16 +32,22 @@ pub(super) fn begin(to: SocketAddr) -> io::Result<TcpStream> {
 pub(super) struct Connecting {
     stream: TcpStream,
     failed: bool,
+    /// The peer's end came with the news that it stands.
+    read_closed: bool,
 }
 
 impl Connecting {
     pub(super) fn new(stream: TcpStream) -> Connecting {
-        let failed = false;
-        Connecting { stream, failed }
+        Connecting {
+            stream,
+            failed: false,
+            read_closed: false,
+        }
     }
 
     pub(super) fn ready(&mut self, event: &mio::event::Event) {
         self.failed |= event.is_error();
+        self.read_closed |= event.is_read_closed();
     }
 
     /// Whether it stands, once an event told of a change.
@@ -58,8 +64,9 @@ impl Connecting {
         }
     }
 
-    pub(super) fn into_stream(self) -> TcpStream {
-        self.stream
+    /// The stream, and whether epoll told of its end already: it does so once.
+    pub(super) fn into_stream(self) -> (TcpStream, bool) {
+        (self.stream, self.read_closed)
     }
 }
 

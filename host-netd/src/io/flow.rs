@@ -134,13 +134,14 @@ pub(super) enum Turn {
 }
 
 impl FlowStream {
-    pub(super) fn new(stream: HostStream) -> FlowStream {
+    /// `read_closed` where epoll told of the stream's end before.
+    pub(super) fn new(stream: HostStream, read_closed: bool) -> FlowStream {
         FlowStream {
             stream,
             // The first read and write tell.
             readable: true,
             writable: true,
-            read_closed: false,
+            read_closed,
             urgent: false,
             failed: false,
             broken: None,

@@ -270,7 +270,7 @@ impl Work {
             .and_then(|()| self.register(id, &ours, BOTH));
         let stream = HostStream::Local(ours);
         match registered {
-            Ok(()) => self.opened(id, stream, now),
+            Ok(()) => self.opened(id, FlowStream::new(stream, false), now),
             Err(error) => self.dial_failed(id, &error),
         }
     }
@@ -301,7 +301,9 @@ impl Work {
                 if let Some(slot) = self.slots[id.index()].take()
                     && let Socket::Connecting(connecting) = slot.socket
                 {
-                    self.opened(id, HostStream::Tcp(connecting.into_stream()), now);
+                    let (stream, read_closed) = connecting.into_stream();
+                    let stream = FlowStream::new(HostStream::Tcp(stream), read_closed);
+                    self.opened(id, stream, now);
                 }
             }
             Err(error) => self.dial_failed(id, &error),
@@ -318,12 +320,12 @@ impl Work {
     }
 
     /// The host's end of a dialed flow stands, and is registered.
-    fn opened(&mut self, id: FlowId, stream: HostStream, now: Instant) {
+    fn opened(&mut self, id: FlowId, flow: FlowStream, now: Instant) {
         if self.engine.connected(id, now) {
-            self.place(id, Socket::Stream(FlowStream::new(stream)));
+            self.place(id, Socket::Stream(flow));
             self.enqueue(id);
         } else {
-            stream.reset_on_close();
+            flow.stream.reset_on_close();
         }
     }
 
@@ -340,7 +342,7 @@ impl Work {
                     self.engine.remove(id);
                     return;
                 }
-                self.place(id, Socket::Stream(FlowStream::new(stream)));
+                self.place(id, Socket::Stream(FlowStream::new(stream, false)));
                 self.enqueue(id);
             }
             Err(reason) => {
