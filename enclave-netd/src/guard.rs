@@ -245,6 +245,9 @@ impl Guard {
         if !is_unicast(packet.src()) || self.addresses.is_ours(packet.src()) {
             return Err(DropReason::InSource);
         }
+        if matches!(packet.transport(), Transport::Fragment(_)) {
+            return Err(DropReason::InFragment);
+        }
         if packet.is_ipv6() && packet.transport_offset() != IPV6_HEADER {
             return Err(DropReason::InProtocol);
         }
@@ -285,8 +288,10 @@ impl Guard {
                 vnet.check(&packet, self.features)
                     .map_err(|_| DropReason::InOffload)?;
             }
-            Transport::Fragment(_) => return Err(DropReason::InFragment),
-            Transport::Echo(_) | Transport::Icmp { .. } | Transport::Other(_) => {
+            Transport::Fragment(_)
+            | Transport::Echo(_)
+            | Transport::Icmp { .. }
+            | Transport::Other(_) => {
                 return Err(DropReason::InProtocol);
             }
         }
