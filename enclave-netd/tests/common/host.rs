@@ -34,6 +34,7 @@ impl Host {
         // A test that waits for ever is stopped by its runner; the daemon tries every second.
         let (stream, _) = self.listener.accept().expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.set_write_timeout(Some(PATIENCE)).expect("set");
         stream
     }
 
