@@ -160,6 +160,16 @@ pub const SYN_PAUSE: Duration = Duration::from_secs(1);
 /// taken for given up too early begins anew with the next SYN.
 pub const SYN_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a flow waits for an acknowledgement before it asks for it: long for a link within a
+/// machine, short beside the second that smoltcp waits. See `engine::probe`.
+pub const PROBE_AFTER: Duration = Duration::from_millis(20);
+
+/// Longest wait before it asks again.
+pub const PROBE_AGAIN: Duration = Duration::from_millis(160);
+
+/// How often it asks an enclave that does not answer: ten seconds long.
+pub const PROBES: u32 = 64;
+
 /// How often an idle TCP flow asks the enclave's kernel whether it still knows it; a live kernel
 /// answers, so no flow ends by being idle.
 pub const ENCLAVE_KEEPALIVE: Duration = Duration::from_secs(600);

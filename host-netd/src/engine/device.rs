@@ -151,7 +151,7 @@ impl TxToken for Transmit<'_> {
 }
 
 /// Completes a segment as smoltcp left it: checksum and offload header.
-fn finish_segment(
+pub(super) fn finish_segment(
     packet: &mut [u8],
     ip_header: u16,
     features: Features,

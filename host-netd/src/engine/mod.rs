@@ -23,6 +23,7 @@ mod effect;
 mod fragments;
 mod inbound;
 mod memory;
+mod probe;
 mod rings;
 mod route;
 mod stack;

@@ -8,6 +8,7 @@
 
 use super::device::{LinkDevice, LinkSide};
 use super::memory::Memory;
+use super::probe::Probe;
 use super::rings::FlowSocket;
 use super::window::{Recent, Window, is_after};
 use crate::budget::Permit;
@@ -41,10 +42,11 @@ pub(super) struct Stack {
     /// Until the enclave answers the SYN of an inbound connection.
     half_open: Option<Permit>,
     resetting: Option<Resetting>,
-    ipv6: bool,
+    key: FlowKey,
     window: Window,
     /// Bytes that were queued for the enclave in all; wraps around.
     queued: u32,
+    probe: Probe,
     /// How much came from the enclave lately.
     pub(super) recent_in: Recent,
     /// How much went to it lately.
@@ -160,9 +162,10 @@ impl Stack {
             silent: false,
             half_open: None,
             resetting: None,
-            ipv6,
+            key: *key,
             window,
             queued: 0,
+            probe: Probe::new(now),
             recent_in: Recent::default(),
             recent_out: Recent::default(),
             unaccounted: 0,
@@ -208,6 +211,9 @@ impl Stack {
             return 0;
         }
         self.window.received(tcp);
+        if tcp.ack() {
+            self.probe.heard(tcp.acknowledgment_number(), now);
+        }
         if tcp.syn() {
             self.syn.get_or_insert(tcp.sequence_number());
         }
@@ -218,7 +224,7 @@ impl Stack {
             link,
             window: &mut self.window,
             allowance,
-            ipv6: self.ipv6,
+            ipv6: self.key.src.is_ipv6(),
         };
         self.interface
             .poll_ingress_single(now, &mut device, self.socket.set());
@@ -252,7 +258,7 @@ impl Stack {
             link,
             window: &mut self.window,
             allowance,
-            ipv6: self.ipv6,
+            ipv6: self.key.src.is_ipv6(),
         };
         let sent = self
             .interface
@@ -266,7 +272,25 @@ impl Stack {
                 self.abort();
             }
         }
+        if sent {
+            self.probe.said(now);
+        } else if self.probe_at().is_some_and(|at| at <= now) {
+            self.probe.send(&self.key, link, self.window.told(), now);
+            return true;
+        }
         sent
+    }
+
+    /// When to ask for an acknowledgement that does not come.
+    fn probe_at(&self) -> Option<Instant> {
+        use State::{CloseWait, Closing, Established, FinWait1, LastAck};
+        let carries_data = matches!(
+            self.state(),
+            Established | CloseWait | FinWait1 | Closing | LastAck
+        );
+        (carries_data && !self.has_sent_all())
+            .then(|| self.probe.at())
+            .flatten()
     }
 
     /// When it wants its next turn though nothing comes. Not meaningful while the link is full.
@@ -279,8 +303,10 @@ impl Stack {
         }
         let at = self.interface.poll_at(now, self.socket.set_ref());
         let reset = self.resetting.and_then(|resetting| resetting.until);
-        [at, self.handshake_end(), self.idle_from(), reset]
+        let ends = [self.handshake_end(), self.idle_from(), reset];
+        [at, self.probe_at()]
             .into_iter()
+            .chain(ends)
             .flatten()
             .min()
     }

@@ -15,6 +15,7 @@ mod begin_and_end;
 mod caps;
 mod full_link;
 mod memory;
+mod probes;
 mod runs;
 
 const FIN: u8 = 1;

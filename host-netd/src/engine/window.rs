@@ -84,6 +84,15 @@ impl Window {
         self.sent.wrapping_sub(self.first)
     }
 
+    /// What was last acknowledged to the enclave, and the window field that tells the edge again.
+    pub(super) fn told(&self) -> (u32, u16) {
+        let open = self
+            .edge
+            .map_or(0, |edge| edge.wrapping_sub(self.acknowledged));
+        let field = u16::try_from(open >> self.shift).unwrap_or(u16::MAX);
+        (self.acknowledged, field)
+    }
+
     /// Lowers the window of a segment to the enclave to `allowance` bytes, unless more was
     /// promised before.
     ///
