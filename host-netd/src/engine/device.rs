@@ -3,6 +3,7 @@
 //! enclave's kernel.
 
 use super::drops::Traffic;
+use super::receiver::Receiver;
 use super::window::Window;
 use netd_proto::build;
 use netd_proto::frame::Queue;
@@ -50,6 +51,7 @@ pub(super) struct LinkDevice<'a> {
     pub(super) window: &'a mut Window,
     /// The window the flow may have, in bytes.
     pub(super) allowance: usize,
+    pub(super) receiver: &'a mut Receiver,
     pub(super) ipv6: bool,
 }
 
@@ -59,6 +61,7 @@ impl LinkDevice<'_> {
             link: self.link,
             window: self.window,
             allowance: self.allowance,
+            receiver: self.receiver,
             segment: None,
         }
     }
@@ -115,6 +118,7 @@ pub(super) struct Transmit<'a> {
     link: &'a mut LinkSide,
     window: &'a mut Window,
     allowance: usize,
+    receiver: &'a mut Receiver,
     segment: Option<NonZeroU16>,
 }
 
@@ -139,10 +143,12 @@ impl TxToken for Transmit<'_> {
         let result = f(packet);
         let ipv6 = packet[0] >> 4 == 6;
         let ip_header = if ipv6 { 40 } else { 20 };
-        let segment = &mut packet[usize::from(ip_header)..];
-        self.window.sending(segment);
-        self.window.limit(segment, self.allowance);
-        let vnet = finish_segment(packet, ip_header, self.link.features, self.segment);
+        let tcp = &mut packet[usize::from(ip_header)..];
+        self.window.limit(tcp, self.allowance);
+        self.receiver.sent(tcp);
+        // smoltcp 0.14 does not tell it of IPv6.
+        let segment = self.segment.or_else(|| self.receiver.cut(tcp));
+        let vnet = finish_segment(packet, ip_header, self.link.features, segment);
         header.copy_from_slice(&vnet.encode());
         self.link.queue.commit_packet(VnetHeader::LEN + len);
         self.link.traffic.count(len);

@@ -24,11 +24,14 @@ mod fragments;
 mod inbound;
 mod memory;
 mod probe;
+mod receiver;
 mod rings;
 mod route;
+mod seeds;
 mod stack;
 mod tcp;
 mod timers;
+mod usage;
 mod window;
 
 pub use crate::budget::Limits;
@@ -37,6 +40,7 @@ pub use effect::{DialError, DialTarget, Effect, Egress, Outgoing};
 pub use inbound::{DatagramSpace, Received};
 pub use stack::Standing;
 pub use tcp::TcpFlow;
+pub use usage::Usage;
 
 use crate::budget::{Allotment, Permit, Shares};
 use crate::limits::WARN_INTERVAL;
@@ -56,9 +60,9 @@ use netd_proto::packet::{FlowKey, Packet, Transport};
 use netd_proto::policy::Policy;
 use rings::RingPool;
 use route::Router;
+use seeds::Seeds;
 use slab::Slab;
 use stack::Stack;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -130,7 +134,7 @@ pub struct Engine {
     link: LinkSide,
     inbound: Inbound,
     counters: Counters,
-    seeds: RandomState,
+    seeds: Seeds,
     /// When each limit was last warned of.
     warned: [Option<Instant>; DropReason::ALL.len()],
 }
@@ -169,7 +173,7 @@ impl Engine {
             link,
             inbound: Inbound::default(),
             counters: Counters::default(),
-            seeds: RandomState::new(),
+            seeds: Seeds::default(),
             warned: [None; DropReason::ALL.len()],
         }
     }
@@ -466,10 +470,6 @@ impl Engine {
 
     fn seconds(&self, now: Instant) -> u64 {
         now.duration_since(self.epoch).as_secs()
-    }
-
-    fn seed(&self, id: FlowId) -> u64 {
-        self.seeds.hash_one(id)
     }
 }
 

@@ -244,7 +244,7 @@ impl Engine {
     /// host's socket is to be closed.
     pub fn connected(&mut self, id: FlowId, now: Instant) -> bool {
         let at = self.micros(now);
-        let seed = self.seed(id);
+        let seed = self.seeds.of(id);
         let Some(entry) = self.entry(id) else {
             return false;
         };
@@ -332,7 +332,7 @@ impl Engine {
         };
         // The seed is that of the flow, which the stack is made for.
         let at = self.micros(now);
-        let seed = self.seed(self.next_id());
+        let seed = self.seeds.of(self.next_id());
         let stack = Stack::connect(&key, socket, half_open, &mut self.link, at, seed);
         Ok(self.insert(key, Flow::Tcp(Box::new(stack)), permit))
     }

@@ -17,6 +17,7 @@ mod full_link;
 mod memory;
 mod probes;
 mod runs;
+mod segments;
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -114,7 +115,12 @@ impl Bed {
 
     fn dial(&mut self, packet: &[u8]) -> FlowId {
         match self.send(packet) {
-            Effect::Dial(id, DialTarget::Host(_)) => id,
+            Effect::Dial(id, DialTarget::Host(_))
+            | Effect::Redial {
+                id,
+                target: DialTarget::Host(_),
+                ..
+            } => id,
             other => panic!("not a dial: {other:?}"),
         }
     }

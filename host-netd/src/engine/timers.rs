@@ -59,6 +59,11 @@ impl Timers {
         }
     }
 
+    /// Entries, live and dead.
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// When something may be due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)

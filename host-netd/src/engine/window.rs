@@ -19,9 +19,7 @@ use smoltcp::time::Instant;
 #[expect(clippy::cast_possible_truncation, reason = "at most 14")]
 const SHIFT: u8 = (usize::BITS - RECEIVE_RING.leading_zeros() - u16::BITS) as u8;
 
-const TCP_SEQ: usize = 4;
 const TCP_ACK: usize = 8;
-const TCP_OFFSET: usize = 12;
 const TCP_FLAGS: usize = 13;
 const TCP_WINDOW: usize = 14;
 const SYN: u8 = 0x02;
@@ -37,10 +35,6 @@ pub(super) struct Window {
     acknowledged: u32,
     /// Right edge of the window; none before the first acknowledgement.
     edge: Option<u32>,
-    /// The sequence number of the first byte to the enclave.
-    first: u32,
-    /// The end of what was sent to it.
-    sent: u32,
 }
 
 impl Window {
@@ -63,25 +57,6 @@ impl Window {
     /// Whether everything that came was acknowledged: nothing lies in the ring beyond a gap.
     pub(super) fn has_no_gap(&self) -> bool {
         !is_after(self.seen, self.acknowledged)
-    }
-
-    /// Takes note of a segment to the enclave.
-    pub(super) fn sending(&mut self, tcp: &[u8]) {
-        let start = number(tcp, TCP_SEQ);
-        let payload = tcp.len() - usize::from(tcp[TCP_OFFSET] >> 4) * 4;
-        #[expect(clippy::cast_possible_truncation, reason = "a packet has 64 KiB")]
-        let end = start.wrapping_add(payload as u32);
-        if tcp[TCP_FLAGS] & SYN != 0 {
-            self.first = end.wrapping_add(1);
-            self.sent = self.first;
-        } else if is_after(end, self.sent) {
-            self.sent = end;
-        }
-    }
-
-    /// How many bytes of the stream were sent to the enclave; wraps around.
-    pub(super) fn sent(&self) -> u32 {
-        self.sent.wrapping_sub(self.first)
     }
 
     /// What was last acknowledged to the enclave, and the window field that tells the edge again.
