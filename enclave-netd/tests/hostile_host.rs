@@ -235,7 +235,7 @@ fn what_has_no_place_in_a_link_closes_it_with_a_reason() {
             ("kind 0", frame(0, &[])),
             ("kind 255", frame(255, &[0; 4])),
         ] {
-            let mut link = host.accept();
+            let mut link = linked(&host, &mut daemon);
             works(&mut link);
             link.send_raw(&bytes);
             let goodbye = loop {
@@ -250,8 +250,15 @@ fn what_has_no_place_in_a_link_closes_it_with_a_reason() {
             assert_eq!(goodbye.reason, Reason::Protocol, "{what}");
             daemon.wait_for("link to the parent lost");
         }
-        works(&mut host.accept());
+        works(&mut linked(&host, &mut daemon));
     });
+}
+
+/// The next link, once the daemon uses it.
+fn linked(host: &Host, daemon: &mut Daemon) -> Link {
+    let link = host.accept();
+    daemon.wait_for("link to the parent established");
+    link
 }
 
 /// A connection through the link.
@@ -409,7 +416,7 @@ fn floods_cost_no_memory_and_the_link_works_behind_them() {
     in_enclave(|enclave| {
         let host = Host::listen(&enclave);
         let mut daemon = enclave.start_configured("publish = ['3000/tcp']", &[]);
-        let mut link = host.accept();
+        let mut link = linked(&host, &mut daemon);
         let _server = TcpListener::bind("[::]:3000").expect("bound");
         works(&mut link);
         let (before, _) = usage(&daemon);

@@ -200,8 +200,9 @@ impl FlowStream {
         {
             self.reset(id, Broken::Read, &error);
         }
-        if let Some(broken) = self.broken {
-            flow.abort_behind(broken == Broken::Read);
+        // Where the enclave's window is shut, it may last until a read tells.
+        if self.failed || self.broken.is_some() {
+            flow.abort_behind(self.broken == Some(Broken::Read));
         }
         self.readable && !self.finished && flow.can_send()
     }

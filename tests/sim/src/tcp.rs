@@ -1,0 +1,724 @@
+//! The enclave's kernel: one TCP connection as Linux would carry it over a tun device.
+//!
+//! It is written for this bed and shares nothing with smoltcp. The link loses and reorders nothing,
+//! so there is no reassembly and no congestion control. What there is, is what makes life hard for
+//! the other end: super-segments and unfinished checksums, windows of any size and scale that shut
+//! and open, delayed acknowledgements, repeated SYNs, data and FINs that were not lost, probes of a
+//! shut window and of an idle connection, data sent up to the last byte of the window, half-closed
+//! connections, sockets that go with data unread.
+//!
+//! It also judges the segments that it gets: a sender stays within the window and the segment size
+//! it was told, leaves no gap, acknowledges only what was sent, and takes no window back.
+//!
+//! Places in a stream count from the SYN: it is 0, the first byte 1, a FIN one behind the last
+//! byte.
+
+use crate::random::Random;
+use crate::stream::Stream;
+use crate::wire::{self, ACK, FIN, Head, Offload, PSH, RST, SYN, Segment};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// First retransmission of a SYN.
+const SYN_TIMEOUT: Duration = Duration::from_secs(1);
+/// First retransmission of anything else.
+const TIMEOUT: Duration = Duration::from_millis(200);
+const DELAYED_ACK: Duration = Duration::from_millis(40);
+const KEEPALIVE: Duration = Duration::from_secs(75);
+/// So often a timeout doubles.
+const MAX_BACKOFF: u32 = 9;
+
+/// How this kernel and its program are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Habits {
+    pub(crate) mss: u16,
+    pub(crate) scale: Option<u8>,
+    pub(crate) receive_buffer: u64,
+    pub(crate) send_buffer: u64,
+    /// Payload of its longest segment; more than `mss` only with segmentation offload.
+    pub(crate) longest: usize,
+    pub(crate) offload_checksum: bool,
+    pub(crate) delays_acks: bool,
+    pub(crate) keeps_alive: bool,
+    /// A FIN waits for room in the window.
+    pub(crate) fin_needs_window: bool,
+}
+
+impl Habits {
+    pub(crate) fn new(
+        random: &mut Random,
+        mtu: u16,
+        ipv6: bool,
+        checksum: bool,
+        tso: bool,
+    ) -> Self {
+        let most = mtu - if ipv6 { 60 } else { 40 };
+        let mss = if random.percent(70) {
+            most
+        } else {
+            random.within(536..=usize::from(most)) as u16
+        };
+        let receive_buffer = random.magnitude(2 * usize::from(mss)..=2_000_000) as u64;
+        // The largest window that 16 bits and the scale can tell is at most the buffer.
+        let scale = (0..=14).find(|scale| receive_buffer >> scale <= 65_535);
+        Habits {
+            mss,
+            scale: scale.filter(|_| !random.percent(10)),
+            receive_buffer,
+            send_buffer: random.magnitude(2000..=2_000_000) as u64,
+            longest: if tso && random.percent(80) {
+                random.magnitude(usize::from(mss)..=64_000.max(usize::from(mss)))
+            } else {
+                usize::from(mss)
+            },
+            offload_checksum: checksum && random.percent(90),
+            delays_acks: random.percent(50),
+            keeps_alive: random.percent(30),
+            fin_needs_window: random.percent(50),
+        }
+    }
+}
+
+/// What a program, or the ledger for it, gets to see.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seen<'a> {
+    Connected,
+    Refused,
+    Bytes(&'a [u8]),
+    End,
+    Reset,
+    /// Not the program, which closed its socket: its kernel resets the connection because bytes
+    /// came.
+    Unwanted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    SynSent,
+    SynReceived,
+    Open,
+    /// Closed in good order by this side first: repeated FINs are still acknowledged.
+    TimeWait,
+    /// There is no socket.
+    Gone,
+}
+
+/// One connection in the enclave's kernel.
+#[derive(Debug)]
+pub(crate) struct Tcp {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    habits: Habits,
+    stream: Stream,
+    phase: Phase,
+    iss: u32,
+    acked: u64,
+    sent: u64,
+    /// End of the window that the other side promised.
+    edge: u64,
+    their_scale: u8,
+    our_scale: u8,
+    written: u64,
+    finishing: bool,
+    /// The program closed its socket.
+    closed: bool,
+    irs: u32,
+    got: u64,
+    unread: u64,
+    promised: u64,
+    they_finished: bool,
+    we_finished_first: bool,
+    ack_now: bool,
+    ack_later: Option<Instant>,
+    /// When what is not acknowledged, or a shut window, is asked for again.
+    retry: Option<Instant>,
+    retry_now: bool,
+    backoff: u32,
+    heard: Instant,
+}
+
+impl Tcp {
+    /// A connection that the program asks for.
+    pub(crate) fn connect(
+        (local, remote): (SocketAddr, SocketAddr),
+        habits: Habits,
+        (iss, stream): (u32, Stream),
+        now: Instant,
+    ) -> Tcp {
+        Tcp {
+            local,
+            remote,
+            habits,
+            stream,
+            phase: Phase::SynSent,
+            iss,
+            acked: 0,
+            sent: 0,
+            edge: 1,
+            their_scale: 0,
+            our_scale: 0,
+            written: 0,
+            finishing: false,
+            closed: false,
+            irs: 0,
+            got: 0,
+            unread: 0,
+            promised: 0,
+            they_finished: false,
+            we_finished_first: false,
+            ack_now: false,
+            ack_later: None,
+            retry: None,
+            retry_now: false,
+            backoff: 0,
+            heard: now,
+        }
+    }
+
+    /// A connection that `syn` asks for, at a socket that listens.
+    pub(crate) fn accept(
+        syn: &Segment<'_>,
+        habits: Habits,
+        identity: (u32, Stream),
+        now: Instant,
+    ) -> Tcp {
+        let mut tcp = Tcp::connect((syn.to, syn.from), habits, identity, now);
+        tcp.phase = Phase::SynReceived;
+        tcp.take_syn(syn);
+        // Nothing is sent before the acknowledgement, and that tells the window anew.
+        tcp.edge = 0;
+        tcp
+    }
+
+    pub(crate) fn iss(&self) -> u32 {
+        self.iss
+    }
+
+    /// Whether its program has a socket that may still see something.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.phase, Phase::Gone | Phase::TimeWait)
+    }
+
+    pub(crate) fn is_in_time_wait(&self) -> bool {
+        self.phase == Phase::TimeWait
+    }
+
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.phase == Phase::SynSent
+    }
+
+    /// Whether the other side's SYN was answered and its acknowledgement did not come.
+    pub(crate) fn is_half_open(&self) -> bool {
+        self.phase == Phase::SynReceived
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Bytes of the program that wait to be sent, or to be acknowledged.
+    fn queued(&self) -> u64 {
+        (self.written + 1).saturating_sub(self.acked.max(1))
+    }
+
+    /// The program writes up to `most` bytes. Returns how many fit.
+    pub(crate) fn write(&mut self, most: u64) -> u64 {
+        if !self.is_open() || self.finishing {
+            return 0;
+        }
+        let bytes = most.min(self.habits.send_buffer.saturating_sub(self.queued()));
+        self.written += bytes;
+        bytes
+    }
+
+    /// The program reads up to `most` bytes.
+    pub(crate) fn read(&mut self, most: u64) -> u64 {
+        let bytes = most.min(self.unread);
+        self.unread -= bytes;
+        let open = self.promised.saturating_sub(self.got);
+        let free = self.habits.receive_buffer.saturating_sub(self.unread);
+        let worth_telling = free >= 2 * open && free - open >= u64::from(self.habits.mss).min(free);
+        if bytes > 0 && worth_telling && self.is_open() && !self.they_finished {
+            self.ack_now = true;
+        }
+        bytes
+    }
+
+    /// The program ends its half.
+    pub(crate) fn finish(&mut self) {
+        self.we_finished_first |= !self.finishing && !self.they_finished;
+        self.finishing = true;
+    }
+
+    /// The program closes its socket: with a reset if it left bytes unread. True if it did.
+    pub(crate) fn close(&mut self, up: &mut VecDeque<Vec<u8>>) -> bool {
+        if self.unread > 0 {
+            self.abort(up);
+            return true;
+        }
+        if self.phase == Phase::SynSent {
+            // Linux says nothing; a late answer meets no socket.
+            self.phase = Phase::Gone;
+        }
+        self.closed = true;
+        self.finish();
+        false
+    }
+
+    /// The program resets the connection.
+    pub(crate) fn abort(&mut self, up: &mut VecDeque<Vec<u8>>) {
+        let head = self.head(RST | ACK, self.sent, 0);
+        up.push_back(wire::segment(&head, 0, self.offload(None), |_| {}));
+        self.phase = Phase::Gone;
+    }
+
+    /// Its kernel was told by ICMP that it cannot connect.
+    pub(crate) fn unreachable(&mut self) {
+        self.phase = Phase::Gone;
+    }
+
+    fn offload(&self, segment: Option<u16>) -> Offload {
+        Offload {
+            checksum: self.habits.offload_checksum || segment.is_some(),
+            segment,
+        }
+    }
+
+    fn seq(&self, place: u64) -> u32 {
+        self.iss.wrapping_add(place as u32)
+    }
+
+    fn head(&self, flags: u8, place: u64, window: u16) -> Head {
+        Head {
+            from: self.local,
+            to: self.remote,
+            flags,
+            seq: self.seq(place),
+            ack: if flags & ACK != 0 {
+                self.irs.wrapping_add(self.got as u32)
+            } else {
+                0
+            },
+            window,
+            mss: None,
+            scale: None,
+        }
+    }
+
+    /// The window to tell, which is promised from then on.
+    fn window(&mut self) -> u16 {
+        let free = self.habits.receive_buffer.saturating_sub(self.unread);
+        let promised = self.promised.saturating_sub(self.got);
+        let (room, kept) = (
+            free >> self.our_scale,
+            promised.div_ceil(1 << self.our_scale),
+        );
+        let field = room.max(kept).min(65_535);
+        self.promised = self.got + (field << self.our_scale);
+        field as u16
+    }
+
+    fn emit(
+        &mut self,
+        flags: u8,
+        place: u64,
+        payload: usize,
+        up: &mut VecDeque<Vec<u8>>,
+        now: Instant,
+    ) {
+        let syn = flags & SYN != 0;
+        let window = if syn {
+            let window = self.habits.receive_buffer.min(65_535) as u16;
+            self.promised = self.promised.max(self.got + u64::from(window));
+            window
+        } else {
+            self.window()
+        };
+        let mut head = self.head(flags, place, window);
+        if syn {
+            head.mss = Some(self.habits.mss);
+            head.scale = self.habits.scale;
+        }
+        let mss = self.habits.mss;
+        let many = (payload > usize::from(mss)).then_some(mss);
+        let stream = self.stream;
+        let frame = wire::segment(&head, payload, self.offload(many), |bytes| {
+            stream.fill(place.saturating_sub(1), bytes);
+        });
+        up.push_back(frame);
+        if flags & ACK != 0 {
+            self.ack_now = false;
+            self.ack_later = None;
+        }
+        let length = payload as u64 + u64::from(syn) + u64::from(flags & FIN != 0);
+        if length > 0 && self.retry.is_none() {
+            self.retry = Some(now + self.timeout());
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        let first = if self.acked == 0 {
+            SYN_TIMEOUT
+        } else {
+            TIMEOUT
+        };
+        first * 2u32.pow(self.backoff.min(MAX_BACKOFF))
+    }
+
+    /// Sends up to `most` segments of what there is to send. True if it sent something.
+    pub(crate) fn transmit(
+        &mut self,
+        most: usize,
+        up: &mut VecDeque<Vec<u8>>,
+        now: Instant,
+    ) -> bool {
+        let before = up.len();
+        if self.retry_now {
+            self.retry_now = false;
+            self.repeat(up, now);
+        }
+        for _ in 0..most {
+            if !self.send_next(up, now) {
+                break;
+            }
+        }
+        let waits = matches!(self.phase, Phase::Open | Phase::TimeWait);
+        if waits && (self.ack_now || self.ack_later.is_some_and(|at| at <= now)) {
+            self.emit(ACK, self.sent, 0, up, now);
+        }
+        if self.retry.is_none() && self.is_shut_out() {
+            self.retry = Some(now + self.timeout());
+        }
+        up.len() > before
+    }
+
+    /// Whether something waits for the window alone.
+    fn is_shut_out(&self) -> bool {
+        let all = self.written + 1 + u64::from(self.finishing);
+        self.phase == Phase::Open && self.acked == self.sent && self.sent < all
+    }
+
+    fn send_next(&mut self, up: &mut VecDeque<Vec<u8>>, now: Instant) -> bool {
+        match self.phase {
+            Phase::SynSent | Phase::SynReceived if self.sent == 0 => {
+                self.sent = 1;
+                let answer = self.phase == Phase::SynReceived;
+                self.emit(if answer { SYN | ACK } else { SYN }, 0, 0, up, now);
+                true
+            }
+            Phase::Open => {
+                let end = self.written + 1;
+                let bytes = end.min(self.edge).saturating_sub(self.sent);
+                let bytes = bytes.min(self.habits.longest as u64);
+                let place = self.sent;
+                let last = place + bytes == end;
+                let fin = self.finishing
+                    && last
+                    && (self.edge > place + bytes || !self.habits.fin_needs_window);
+                if bytes == 0 && !(fin && self.sent == end) {
+                    return false;
+                }
+                self.sent += bytes + u64::from(fin);
+                let flags = ACK | if fin { FIN } else { 0 } | if last { PSH } else { 0 };
+                self.emit(flags, place, bytes as usize, up, now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Sends the oldest segment that was not acknowledged again, or asks after a shut window.
+    fn repeat(&mut self, up: &mut VecDeque<Vec<u8>>, now: Instant) {
+        let end = self.written + 1;
+        match self.phase {
+            Phase::SynSent if self.sent > 0 => self.emit(SYN, 0, 0, up, now),
+            Phase::SynReceived if self.sent > 0 => self.emit(SYN | ACK, 0, 0, up, now),
+            Phase::Open if self.acked < self.sent => {
+                let bytes = self.sent.min(end).saturating_sub(self.acked);
+                let bytes = bytes.min(u64::from(self.habits.mss));
+                let fin = self.sent > end && self.acked + bytes == end;
+                let flags = ACK | if fin { FIN } else { 0 };
+                self.emit(flags, self.acked, bytes as usize, up, now);
+            }
+            // Below what was acknowledged: asks for an acknowledgement and its window.
+            Phase::Open => {
+                let owed = (self.ack_now, self.ack_later);
+                self.emit(ACK, self.sent - 1, 0, up, now);
+                (self.ack_now, self.ack_later) = owed;
+            }
+            Phase::SynSent | Phase::SynReceived | Phase::TimeWait | Phase::Gone => {}
+        }
+    }
+
+    /// Sends something again though nothing was lost.
+    pub(crate) fn repeat_for_nothing(&mut self, up: &mut VecDeque<Vec<u8>>, now: Instant) {
+        self.repeat(up, now);
+    }
+
+    /// When its timers want to run.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        if self.is_gone() {
+            return None;
+        }
+        [self.retry, self.ack_later, self.keepalive_at()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn keepalive_at(&self) -> Option<Instant> {
+        (self.habits.keeps_alive && self.phase == Phase::Open).then(|| self.heard + KEEPALIVE)
+    }
+
+    /// Lets timers run that are due; what they send goes with [`transmit`](Self::transmit).
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.retry.is_some_and(|at| at <= now) {
+            self.retry = None;
+            if self.acked < self.sent || self.is_shut_out() {
+                self.backoff += 1;
+                self.retry_now = true;
+                self.retry = Some(now + self.timeout());
+            }
+        }
+        if self.keepalive_at().is_some_and(|at| at <= now) {
+            self.heard = now;
+            self.retry_now = true;
+        }
+    }
+
+    fn take_syn(&mut self, syn: &Segment<'_>) {
+        self.irs = syn.seq;
+        self.got = 1;
+        match (self.habits.scale, syn.scale) {
+            (Some(ours), Some(theirs)) => {
+                self.our_scale = ours;
+                self.their_scale = theirs;
+            }
+            _ => {
+                self.our_scale = 0;
+                self.their_scale = 0;
+            }
+        }
+        self.edge = 1 + u64::from(syn.window);
+        self.promised = 1 + self.habits.receive_buffer.min(65_535);
+    }
+
+    /// Takes a segment from the engine; tells `saw` what the program sees of it.
+    pub(crate) fn receive(
+        &mut self,
+        segment: &Segment<'_>,
+        up: &mut VecDeque<Vec<u8>>,
+        now: Instant,
+        saw: &mut dyn FnMut(Seen<'_>),
+    ) {
+        self.heard = now;
+        assert!(
+            segment.size <= usize::from(self.habits.mss),
+            "a segment of {} bytes for one who takes {}",
+            segment.size,
+            self.habits.mss
+        );
+        match self.phase {
+            Phase::Gone => self.refuse(segment, up),
+            Phase::TimeWait => {
+                if segment.has(RST) {
+                    self.phase = Phase::Gone;
+                } else {
+                    self.ack_now = true;
+                }
+            }
+            Phase::SynSent => self.receive_answer(segment, up, saw),
+            Phase::SynReceived | Phase::Open => self.receive_open(segment, up, now, saw),
+        }
+    }
+
+    /// There is no socket for it.
+    fn refuse(&self, segment: &Segment<'_>, up: &mut VecDeque<Vec<u8>>) {
+        if segment.has(RST) {
+            return;
+        }
+        let length = segment.payload.len() as u32
+            + u32::from(segment.has(SYN))
+            + u32::from(segment.has(FIN));
+        let (flags, seq, ack) = if segment.has(ACK) {
+            (RST, segment.ack, 0)
+        } else {
+            (RST | ACK, 0, segment.seq.wrapping_add(length))
+        };
+        let head = Head {
+            seq,
+            ack,
+            ..self.head(flags, 0, 0)
+        };
+        up.push_back(wire::segment(&head, 0, self.offload(None), |_| {}));
+    }
+
+    fn receive_answer(
+        &mut self,
+        segment: &Segment<'_>,
+        up: &mut VecDeque<Vec<u8>>,
+        saw: &mut dyn FnMut(Seen<'_>),
+    ) {
+        if segment.has(ACK) && segment.ack != self.seq(1) {
+            // It answers an earlier connection of this address and port.
+            return self.refuse(segment, up);
+        }
+        if segment.has(RST) {
+            if segment.has(ACK) {
+                self.phase = Phase::Gone;
+                saw(Seen::Refused);
+            }
+            return;
+        }
+        assert!(
+            segment.has(SYN) && segment.has(ACK),
+            "a SYN is answered with {segment:?}"
+        );
+        self.take_syn(segment);
+        self.acked = 1;
+        self.retry = None;
+        self.backoff = 0;
+        self.phase = Phase::Open;
+        self.ack_now = true;
+        saw(Seen::Connected);
+    }
+
+    fn receive_open(
+        &mut self,
+        segment: &Segment<'_>,
+        up: &mut VecDeque<Vec<u8>>,
+        now: Instant,
+        saw: &mut dyn FnMut(Seen<'_>),
+    ) {
+        let expected = self.irs.wrapping_add(self.got as u32);
+        let ahead = i64::from(segment.seq.wrapping_sub(expected).cast_signed());
+        if segment.has(RST) {
+            // RFC 5961: exactly in place, or it is asked for again.
+            if ahead == 0 {
+                self.phase = Phase::Gone;
+                if !self.closed {
+                    saw(Seen::Reset);
+                }
+            } else {
+                self.ack_now = true;
+            }
+            return;
+        }
+        if segment.has(SYN) || !segment.has(ACK) {
+            self.ack_now = true;
+            return;
+        }
+        if !self.take_ack(segment, now) {
+            return;
+        }
+        if self.phase == Phase::SynReceived {
+            if self.acked == 0 {
+                return;
+            }
+            self.phase = Phase::Open;
+            saw(Seen::Connected);
+        }
+        assert!(
+            ahead <= 0,
+            "a gap of {ahead} bytes in front of {:?}",
+            segment.seq
+        );
+        let length = segment.payload.len();
+        let end = self.got.cast_signed() + ahead + length as i64;
+        let probe = i64::from(self.promised <= self.got);
+        assert!(
+            end <= self.promised.max(self.got).cast_signed() + probe,
+            "{} bytes behind the window's edge",
+            end - self.promised.cast_signed()
+        );
+        let skip = ahead.unsigned_abs() as usize;
+        let beyond = end > self.promised.max(self.got).cast_signed();
+        if skip < length && !beyond {
+            self.take_bytes(&segment.payload[skip..], up, now, saw);
+        } else if length > 0 || ahead < 0 {
+            // A keep-alive, a probe of a shut window, or a repeated segment.
+            self.ack_now = true;
+        }
+        if segment.has(FIN) && !beyond && self.phase == Phase::Open {
+            self.ack_now = true;
+            if !self.they_finished {
+                self.they_finished = true;
+                self.got += 1;
+                self.promised = self.promised.max(self.got);
+                if !self.closed {
+                    saw(Seen::End);
+                }
+            }
+        }
+        self.end_if_over();
+    }
+
+    /// Takes the acknowledgement and the window. False if it is not one of this connection.
+    fn take_ack(&mut self, segment: &Segment<'_>, now: Instant) -> bool {
+        let new = segment.ack.wrapping_sub(self.seq(self.acked)).cast_signed();
+        let place = self.acked.cast_signed() + i64::from(new);
+        assert!(
+            place <= self.sent.cast_signed(),
+            "{} bytes acknowledged that were not sent",
+            place - self.sent.cast_signed()
+        );
+        if new < 0 {
+            return true;
+        }
+        if new > 0 {
+            self.acked = place.unsigned_abs();
+            self.backoff = 0;
+            self.retry = (self.acked < self.sent).then(|| now + self.timeout());
+        }
+        let edge = self.acked + (u64::from(segment.window) << self.their_scale);
+        // Linux tells windows in units as well, and forgives a unit's worth of rounding.
+        let unit = 2 << self.their_scale;
+        assert!(
+            edge + unit > self.edge || segment.has(RST),
+            "the window's edge went back by {}",
+            self.edge - edge
+        );
+        self.edge = edge;
+        true
+    }
+
+    fn take_bytes(
+        &mut self,
+        bytes: &[u8],
+        up: &mut VecDeque<Vec<u8>>,
+        now: Instant,
+        saw: &mut dyn FnMut(Seen<'_>),
+    ) {
+        assert!(!self.they_finished, "bytes behind a FIN");
+        if self.closed {
+            saw(Seen::Unwanted);
+            self.abort(up);
+            return;
+        }
+        saw(Seen::Bytes(bytes));
+        self.got += bytes.len() as u64;
+        self.unread += bytes.len() as u64;
+        if self.habits.delays_acks && bytes.len() <= usize::from(self.habits.mss) {
+            if self.ack_later.is_some() {
+                self.ack_now = true;
+            } else {
+                self.ack_later = Some(now + DELAYED_ACK);
+            }
+        } else {
+            self.ack_now = true;
+        }
+    }
+
+    fn end_if_over(&mut self) {
+        let fin_acked = self.finishing && self.acked == self.written + 2;
+        if self.phase == Phase::Open && fin_acked && self.they_finished {
+            self.retry = None;
+            self.phase = if self.we_finished_first {
+                Phase::TimeWait
+            } else {
+                Phase::Gone
+            };
+        }
+    }
+}
