@@ -36,9 +36,9 @@ pub(super) struct Stack {
     enclave_end: u32,
     /// The host side sends nothing more.
     host_finished: bool,
-    /// The last acknowledgement of TIME-WAIT went out. From then on smoltcp is not asked for
-    /// more: at the end of TIME-WAIT it would forget received bytes that a slow reader outside
-    /// has not taken yet.
+    /// The last acknowledgement of TIME-WAIT went out, as an answer or of itself. From then on
+    /// smoltcp is not asked for more: at the end of TIME-WAIT it would forget received bytes that
+    /// a slow reader outside has not taken yet.
     silent: bool,
     /// Until the enclave answers the SYN of an inbound connection.
     half_open: Option<Permit>,
@@ -208,6 +208,11 @@ impl Stack {
         let Transport::Tcp(tcp) = packet.transport() else {
             return 0;
         };
+        if self.state() == State::TimeWait && !link.queue.has_room() {
+            // A repeated FIN. smoltcp would answer at once, which a full link loses, and not send
+            // the last acknowledgement any more.
+            return 0;
+        }
         let bytes = tcp.payload().len();
         #[expect(clippy::cast_possible_truncation, reason = "a packet has 64 KiB")]
         let end = tcp.sequence_number().wrapping_add(bytes as u32);
@@ -261,6 +266,9 @@ impl Stack {
         self.end_if_there_is_room();
         let before = self.state();
         self.silent = before == State::TimeWait;
+        if self.silent && self.window.has_no_gap() {
+            return false;
+        }
         let mut device = LinkDevice {
             received: None,
             link,

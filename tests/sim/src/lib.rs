@@ -25,7 +25,9 @@
     clippy::cast_possible_truncation,
     reason = "sequence numbers and small sizes"
 )]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod datagrams;
 mod host;
 mod ledger;
 mod random;

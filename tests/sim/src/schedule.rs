@@ -5,7 +5,7 @@
 
 use crate::ledger::Side;
 use crate::random::Random;
-use crate::world::{World, enclave};
+use crate::world::{GATEWAY4, GATEWAY6, World, enclave};
 use host_netd::engine::DialError;
 use netd_proto::build::IcmpError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -71,6 +71,9 @@ impl Schedule {
     }
 
     fn play(&self, world: &mut World) {
+        if world.terms.publishes_udp {
+            world.publish_udp(PUBLISHED);
+        }
         let all: Vec<usize> = (0..self.events()).collect();
         for number in self.only.as_ref().unwrap_or(&all) {
             let own = (*number as u64 + 1).wrapping_mul(0xd134_2543_de82_ef95);
@@ -139,6 +142,11 @@ const MIX: &[(usize, Event)] = &[
     (12, serve),
     (6, time_passes),
     (10, everything_once),
+    (5, enclave_sends_udp),
+    (2, enclave_sends_echo),
+    (5, World::outside_sends),
+    (1, World::outside_complains),
+    (2, World::dns_answers),
 ];
 
 fn event(world: &mut World) {
@@ -152,6 +160,16 @@ fn event(world: &mut World) {
     }
 }
 
+fn enclave_sends_udp(world: &mut World) {
+    let port = world.random.pick(&PORTS);
+    world.enclave_sends_udp(port);
+}
+
+fn enclave_sends_echo(world: &mut World) {
+    let identifier = world.random.pick(&PORTS);
+    world.enclave_sends_echo(identifier);
+}
+
 fn server(world: &mut World) -> SocketAddr {
     let last = world.random.within(1..=2) as u16;
     let ip: IpAddr = if world.random.percent(50) {
@@ -163,7 +181,15 @@ fn server(world: &mut World) -> SocketAddr {
 }
 
 fn connect(world: &mut World) {
-    let remote = server(world);
+    let mut remote = server(world);
+    if world.random.percent(10) {
+        // The gateway serves DNS and nothing else.
+        remote.set_ip(match remote {
+            SocketAddr::V4(_) => GATEWAY4.into(),
+            SocketAddr::V6(_) => GATEWAY6.into(),
+        });
+        remote.set_port(world.random.pick(&[53, 80]));
+    }
     let local = SocketAddr::new(enclave(remote), world.random.pick(&PORTS));
     world.connect(local, remote);
 }
@@ -321,6 +347,9 @@ fn link_down(world: &mut World) {
 }
 
 fn poll(world: &mut World) {
+    if world.random.percent(70) {
+        world.poll_datagrams();
+    }
     for index in 0..world.connections.len() {
         if world.random.percent(70) {
             world.poll_host(index);
@@ -363,6 +392,7 @@ fn everything_once(world: &mut World) {
     for index in 0..world.connections.len() {
         world.poll_host(index);
     }
+    world.poll_datagrams();
     for _ in 0..world.fresh.len() {
         world.serve(true);
     }
@@ -380,7 +410,7 @@ fn end(world: &mut World) {
     let mut waited = Duration::ZERO;
     for _ in 0..ROUNDS {
         let moved = world.moved;
-        let mut busy = !are_read_up(world);
+        let mut busy = !are_read_up(world) || world.datagrams_wait();
         for index in 0..world.connections.len() {
             wind_up(world, index);
         }
@@ -388,6 +418,7 @@ fn end(world: &mut World) {
         for index in 0..world.connections.len() {
             world.poll_host(index);
         }
+        world.poll_datagrams();
         while world.serve(true) {}
         for _ in 0..world.again.len() {
             busy |= world.serve(false);
@@ -476,13 +507,16 @@ fn assert_end(world: &mut World) {
         let complete = catch_unwind(AssertUnwindSafe(|| connection.ledger.assert_complete()));
         assert!(complete.is_ok(), "#{index} {:?}", connection.ledger);
     }
+    world.assert_all_received();
     while let Some(at) = world.engine.next_timeout() {
         let time = at.saturating_duration_since(world.now);
         world.pass(time);
         world.expire();
     }
     let usage = world.engine.usage();
-    assert_eq!(usage.flows, 0, "{usage:?}");
+    let published = world.datagrams.mappings.iter().flatten().count();
+    assert_eq!(published, if world.terms.publishes_udp { 2 } else { 0 });
+    assert_eq!(usage.flows, published, "{usage:?}");
     assert_eq!(usage.dialing, 0, "{usage:?}");
     assert_eq!(usage.ring_memory, 0, "{usage:?}");
     assert_eq!(usage.deadlines, 0, "{usage:?}");

@@ -513,12 +513,6 @@ impl Tcp {
         saw: &mut dyn FnMut(Seen<'_>),
     ) {
         self.heard = now;
-        assert!(
-            segment.size <= usize::from(self.habits.mss),
-            "a segment of {} bytes for one who takes {}",
-            segment.size,
-            self.habits.mss
-        );
         match self.phase {
             Phase::Gone => self.refuse(segment, up),
             Phase::TimeWait => {
@@ -591,6 +585,12 @@ impl Tcp {
         now: Instant,
         saw: &mut dyn FnMut(Seen<'_>),
     ) {
+        assert!(
+            segment.size <= usize::from(self.habits.mss),
+            "a segment of {} bytes for one who takes {}",
+            segment.size,
+            self.habits.mss
+        );
         let expected = self.irs.wrapping_add(self.got as u32);
         let ahead = i64::from(segment.seq.wrapping_sub(expected).cast_signed());
         if segment.has(RST) {

@@ -5,6 +5,9 @@ use netd_proto::offload::VnetHeader;
 use netd_proto::packet::{Packet, Transport};
 use std::net::{IpAddr, SocketAddr};
 
+/// Its protocol number.
+pub(crate) const TCP: u8 = 6;
+
 pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
@@ -89,7 +92,7 @@ fn ip(packet: &mut [u8], from: IpAddr, to: IpAddr) {
             packet[2..4].copy_from_slice(&(length as u16).to_be_bytes());
             packet[6] = 0x40;
             packet[8] = 64;
-            packet[9] = 6;
+            packet[9] = TCP;
             packet[12..16].copy_from_slice(&from.octets());
             packet[16..20].copy_from_slice(&to.octets());
             let sum: u32 = (packet[..20].chunks_exact(2))
@@ -102,7 +105,7 @@ fn ip(packet: &mut [u8], from: IpAddr, to: IpAddr) {
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             packet[0] = 0x60;
             packet[4..6].copy_from_slice(&((length - 40) as u16).to_be_bytes());
-            packet[6] = 6;
+            packet[6] = TCP;
             packet[7] = 64;
             packet[8..24].copy_from_slice(&from.octets());
             packet[24..40].copy_from_slice(&to.octets());

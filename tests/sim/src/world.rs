@@ -5,6 +5,7 @@
 //! each of its steps happens when the schedule says so, and as much of it: one frame of the link,
 //! one flow's turn, some bytes written.
 
+use crate::datagrams::Datagrams;
 use crate::host::{Host, Turn};
 use crate::ledger::{Dial, Ledger, Side, Told};
 use crate::random::Random;
@@ -69,6 +70,13 @@ pub(crate) fn enclave(like: SocketAddr) -> IpAddr {
     }
 }
 
+fn gateway(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => GATEWAY4.into(),
+        SocketAddr::V6(_) => GATEWAY6.into(),
+    }
+}
+
 /// One connection of the schedule, from its program's wish to its end.
 pub(crate) struct Connection {
     pub(crate) local: SocketAddr,
@@ -86,9 +94,10 @@ pub(crate) struct Connection {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Dialing(usize),
     Stream(usize),
+    Datagram(usize),
 }
 
 struct Slot {
@@ -105,6 +114,7 @@ pub(crate) struct Terms {
     pub(crate) limits: Limits,
     /// Bytes that programs write and read at once, at most.
     pub(crate) amount: usize,
+    pub(crate) publishes_udp: bool,
 }
 
 impl Terms {
@@ -140,6 +150,7 @@ impl Terms {
             mtu,
             limits,
             amount,
+            publishes_udp: limits.flows > 4 && random.percent(30),
         }
     }
 }
@@ -152,6 +163,7 @@ pub(crate) struct World {
     pub(crate) connections: Vec<Connection>,
     /// The enclave's sockets, as its kernel finds them.
     sockets: HashMap<(SocketAddr, SocketAddr), usize>,
+    pub(crate) datagrams: Datagrams,
     slots: Vec<Option<Slot>>,
     pub(crate) fresh: VecDeque<FlowId>,
     pub(crate) again: VecDeque<FlowId>,
@@ -188,6 +200,7 @@ impl World {
             terms,
             connections: Vec::new(),
             sockets: HashMap::new(),
+            datagrams: Datagrams::default(),
             slots: Vec::new(),
             fresh: VecDeque::new(),
             again: VecDeque::new(),
@@ -381,7 +394,8 @@ impl World {
             DropReason::MemoryLimit,
         ];
         let before = limits.map(|limit| self.engine.counters().drops(limit));
-        let flows = self.engine.flow_count();
+        let (flows, expected) = (self.engine.flow_count(), self.expected_count());
+        let full = self.engine.counters().drops(DropReason::LinkFull);
         let effect = self.engine.handle_packet(&frame, self.now);
         let after = limits.map(|limit| self.engine.counters().drops(limit));
         if let Some(segment) = &segment {
@@ -389,8 +403,13 @@ impl World {
                 assert!(flows >= self.terms.limits.flows, "refused with room left");
             }
             self.attend(segment, before != after);
+            self.act(effect, Some(segment));
+            return true;
         }
-        self.act(effect, segment.as_ref());
+        self.judge(&packet, &vnet, effect);
+        if self.engine.counters().drops(DropReason::LinkFull) > full {
+            self.expect_no_more_than(expected);
+        }
         true
     }
 
@@ -416,6 +435,8 @@ impl World {
             if limit {
                 connection.ledger.cause("the limit of memory");
             }
+        } else if segment.to.ip() == gateway(segment.to) && segment.to.port() != 53 {
+            connection.ledger.dialed(Dial::Failed(DialError::Refused));
         } else if limit {
             connection.ledger.dialed(Dial::Limit);
         }
@@ -478,6 +499,8 @@ impl World {
         match packet.transport() {
             Transport::Tcp(_) => self.enclave_receives(&packet, &vnet),
             Transport::Icmp { kind, code } => self.enclave_told(&packet, *kind, *code),
+            Transport::Udp(_) => self.enclave_gets_datagrams(&packet, &vnet),
+            Transport::Echo(_) => self.enclave_gets_echo(&packet),
             other => panic!("nobody asked for {other:?}"),
         }
         true
@@ -542,10 +565,12 @@ impl World {
     /// An ICMP error reached the enclave.
     fn enclave_told(&mut self, packet: &Packet<'_>, kind: u8, code: u8) {
         let quoted = &packet.bytes()[packet.transport_offset() + 8..];
+        let ipv6 = packet.is_ipv6();
+        if quoted[if ipv6 { 6 } else { 9 }] != wire::TCP {
+            return self.enclave_gets_error((kind, code), quoted);
+        }
         let quoted = Packet::parse(quoted).expect("a SYN is quoted whole");
-        let Some(segment) = Segment::of(&quoted, &VnetHeader::NONE) else {
-            panic!("nobody asked for {quoted:?}");
-        };
+        let segment = Segment::of(&quoted, &VnetHeader::NONE).expect("TCP");
         let index = self.by_syn(&segment).expect("a SYN of the enclave");
         let connection = &mut self.connections[index];
         let Some(tcp) = &mut connection.tcp else {
@@ -560,7 +585,7 @@ impl World {
 
     // The data loop.
 
-    fn place(&mut self, id: FlowId, role: Role) {
+    pub(crate) fn place(&mut self, id: FlowId, role: Role) {
         if self.slots.len() <= id.index() {
             self.slots.resize_with(id.index() + 1, || None);
         }
@@ -576,7 +601,7 @@ impl World {
         slot.filter(|slot| slot.id == id)
     }
 
-    fn enqueue(&mut self, id: FlowId) {
+    pub(crate) fn enqueue(&mut self, id: FlowId) {
         if let Some(slot) = self.slot(id)
             && !slot.queued
         {
@@ -614,6 +639,7 @@ impl World {
                     "a dial is given up that the enclave waits for"
                 );
             }
+            Role::Datagram(index) => self.forget_datagrams(index),
             Role::Stream(index) => {
                 let connection = &mut self.connections[index];
                 connection.flow = None;
@@ -624,7 +650,11 @@ impl World {
     }
 
     fn dial(&mut self, id: FlowId, target: DialTarget, syn: &Segment<'_>) {
-        assert_eq!(target, DialTarget::Host(syn.to), "dialed for {syn:?}");
+        let expected = match syn.to.port() {
+            53 => DialTarget::Dns,
+            _ => DialTarget::Host(syn.to),
+        };
+        assert_eq!(target, expected, "dialed for {syn:?}");
         let index = self.by_syn(syn).expect("a SYN of the enclave");
         let connection = &mut self.connections[index];
         let waits = (connection.tcp.as_ref()).is_some_and(Tcp::is_connecting);
@@ -748,24 +778,26 @@ impl World {
     fn turn(&mut self, id: FlowId) {
         let Some(slot) = self.slot(id) else { return };
         slot.queued = false;
-        let Role::Stream(index) = slot.role else {
-            return;
-        };
+        let role = slot.role;
         self.moved += 1;
-        let connection = &mut self.connections[index];
-        let host = connection.host.as_mut().expect("a stream has a socket");
-        let queued = self.engine.queue().len();
-        let turn = host.turn(&mut self.engine, id, &mut connection.ledger, self.now);
-        if connection.tcp.is_none() && connection.syn.is_none() {
-            connection.syn = first_syn(&self.engine.queue().pending()[queued..]);
-        }
-        self.note(|_| format!("#{index} turn: {turn:?}"));
+        let turn = match role {
+            Role::Dialing(_) => return,
+            Role::Datagram(index) => match self.receive_datagrams(index) {
+                true if self.engine.queue().has_room() => Turn::Again,
+                true => Turn::LinkFull,
+                false => Turn::Idle,
+            },
+            Role::Stream(index) => self.stream_turn(id, index),
+        };
+        self.note(|_| format!("{role:?} turn: {turn:?}"));
         match turn {
             Turn::Idle => return,
             Turn::Again => self.again.push_back(id),
             Turn::LinkFull => self.stalled.push(id),
             Turn::Ended => {
-                self.connections[index].flow = None;
+                if let Role::Stream(index) = role {
+                    self.connections[index].flow = None;
+                }
                 self.engine.remove(id);
                 self.slots[id.index()] = None;
                 return;
@@ -774,6 +806,17 @@ impl World {
         if let Some(slot) = self.slot(id) {
             slot.queued = true;
         }
+    }
+
+    fn stream_turn(&mut self, id: FlowId, index: usize) -> Turn {
+        let connection = &mut self.connections[index];
+        let host = connection.host.as_mut().expect("a stream has a socket");
+        let queued = self.engine.queue().len();
+        let turn = host.turn(&mut self.engine, id, &mut connection.ledger, self.now);
+        if connection.tcp.is_none() && connection.syn.is_none() {
+            connection.syn = first_syn(&self.engine.queue().pending()[queued..]);
+        }
+        turn
     }
 
     // Time.
@@ -797,6 +840,7 @@ impl World {
         let mut expired = false;
         for _ in 0..ROUND {
             let Some(effect) = self.engine.expired(self.now) else {
+                self.assert_none_idle();
                 break;
             };
             expired = true;

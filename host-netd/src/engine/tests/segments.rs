@@ -151,3 +151,47 @@ fn an_acknowledgement_and_a_keep_alive_at_once_are_no_reason_to_reset() {
     let standing = bed.engine.tcp(connection.id).map(|flow| flow.standing());
     assert_eq!(standing, Some(Standing::Open));
 }
+
+/// A flow whose host ended its half, and the enclave too: its FIN came behind 100 bytes that nobody
+/// read, and was not acknowledged.
+fn both_ended(bed: &mut Bed) -> (Connection, Vec<u8>) {
+    let mut connection = Connection::open(bed);
+    bed.engine.tcp(connection.id).expect("open").finish();
+    connection.replies(bed);
+    connection.ack += 1;
+    let (seq, ack) = (connection.seq, connection.ack);
+    bed.send(&tcp(ENCLAVE, SERVER, FIN | ACK, seq, ack, &[7; 100]));
+    (
+        connection,
+        tcp(ENCLAVE, SERVER, FIN | ACK, seq + 100, ack, &[]),
+    )
+}
+
+#[test]
+fn a_repeated_fin_does_not_cost_the_last_acknowledgement_while_the_link_is_full() {
+    let mut bed = Bed::new();
+    let (connection, fin) = both_ended(&mut bed);
+    while bed.engine.queue().packet_space().is_some() {
+        bed.engine.queue().commit_packet(1000);
+    }
+
+    bed.send(&fin);
+
+    bed.engine.queue().clear();
+    let sent = bed.egress(connection.id);
+    let acknowledged = sent.last().map(|sent| sent.segment().ack);
+    assert_eq!(acknowledged, Some(connection.seq + 101));
+}
+
+#[test]
+fn time_wait_forgets_no_bytes_when_its_last_acknowledgement_was_an_answer() {
+    let mut bed = Bed::new();
+    let (connection, fin) = both_ended(&mut bed);
+    bed.send(&fin);
+    assert_eq!(bed.one().segment().ack, connection.seq + 101);
+
+    bed.pass(Duration::from_secs(60));
+    bed.egress(connection.id);
+
+    assert_eq!(connection.read_all(&mut bed), 100);
+}
