@@ -29,6 +29,21 @@ pub(super) fn skip(bytes: &[u8], mut pos: usize) -> Option<usize> {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Name(Box<[u8]>);
 
+/// The position after the name that starts at `pos` and is not compressed.
+pub(super) fn skip_plain(bytes: &[u8], pos: usize) -> Option<usize> {
+    let mut end = pos;
+    loop {
+        let length = usize::from(*bytes.get(end)?);
+        end += 1 + length;
+        if length > LABEL_BYTES || end - pos > NAME_BYTES {
+            return None;
+        }
+        if length == 0 {
+            return Some(end);
+        }
+    }
+}
+
 impl Name {
     /// Reads the name at `pos`. A pointer must lead to before the piece it ends, so every chain of
     /// pointers comes to an end.

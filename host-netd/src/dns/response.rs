@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::RecordType;
+use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::limits;
 use super::name::Name;
@@ -159,7 +159,7 @@ impl Response {
     }
 
     /// The addresses the answer gives for `name`, through its CNAME records. An address record of
-    /// another name is none of it.
+    /// another name or class is none of it.
     pub(super) fn addresses(&self, name: &Name) -> Option<Addresses> {
         let message = &self.message;
         let mut found = Addresses {
@@ -167,9 +167,11 @@ impl Response {
             ttl: u32::MAX,
         };
         let mut current = name.clone();
-        let aliases = message
-            .section(Section::Answer)
-            .filter(|record| record.is(RecordType::CNAME));
+        let records = || {
+            let answer = message.section(Section::Answer);
+            answer.filter(|record| message.class(record) == u16::from(DNSClass::IN))
+        };
+        let aliases = records().filter(|record| record.is(RecordType::CNAME));
         let mut aliases: HashMap<_, _> = aliases
             .filter_map(|record| Some((message.owner(record)?, record)))
             .collect();
@@ -178,7 +180,7 @@ impl Response {
             found.ttl = found.ttl.min(message.ttl(alias));
             current = message.rdata_name(alias)?;
         }
-        for record in message.section(Section::Answer) {
+        for record in records() {
             let address = match (record.is(RecordType::A), record.is(RecordType::AAAA)) {
                 (true, _) => <[u8; 4]>::try_from(message.rdata(record))
                     .ok()

@@ -96,8 +96,8 @@ impl Message {
         match u16_at(&bytes, 4) {
             Some(0) => {}
             Some(1) => {
-                let end = name::skip(&bytes, pos).ok_or(Malformed)?;
-                if bytes[end - 1] != 0 || end + 4 > bytes.len() {
+                let end = name::skip_plain(&bytes, pos).ok_or(Malformed)?;
+                if end + 4 > bytes.len() {
                     return Err(Malformed);
                 }
                 pos = end + 4;

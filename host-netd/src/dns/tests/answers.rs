@@ -262,6 +262,11 @@ async fn what_is_no_lookup_is_refused_without_asking() {
             "a compressed question",
         ),
         (
+            [&valid[..12], &[1, b'a', 0xc1, 0, 0, 1, 0, 1]].concat(),
+            ResponseCode::FormErr,
+            "a question that ends in a pointer whose last byte is zero",
+        ),
+        (
             edit(12, 0x40),
             ResponseCode::FormErr,
             "a label of an unknown kind",
@@ -299,4 +304,23 @@ async fn what_is_no_lookup_is_refused_without_asking() {
         "a response"
     );
     assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn addresses_of_another_class_are_not_reported() {
+    let server = Server::start(|got| {
+        let address = Rr::a(NAME, 60, [192, 0, 2, 1]);
+        Reply::Send(message(got, 0x0180, [&[address], &[], &[]]))
+    })
+    .await;
+    let dns = dns(settings(&[&server]));
+    for (class, reported) in [(1, true), (3, false)] {
+        let asked = Q {
+            class,
+            ..q("a.test", 1u16)
+        };
+        let (answer, message) = ask_over(&dns, &asked, Transport::Udp).await;
+        assert_eq!(message.answers.len(), 1, "class {class}");
+        assert_eq!(answer.resolved.is_some(), reported, "class {class}");
+    }
 }
