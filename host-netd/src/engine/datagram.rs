@@ -259,11 +259,14 @@ impl Engine {
         if to.is_ipv6() != src.is_ipv6() {
             return;
         }
+        let from = from.map(|from| self.router.as_seen_by_enclave(from));
         let from = match from {
-            Some(from) => self.router.as_seen_by_enclave(from),
+            // A router that happens to have the enclave's address.
+            Some(from) if from == src.ip() => self.router.gateway(src.ip()),
+            Some(from) => from,
             None => self.router.gateway(src.ip()),
         };
-        if from.is_ipv6() != src.is_ipv6() || from.is_unspecified() {
+        if from.is_ipv6() != src.is_ipv6() || !self.router.may_be_a_host(from) {
             return;
         }
         self.quote_error(

@@ -105,6 +105,12 @@ impl Router {
         }
     }
 
+    /// Whether `ip` can be a host's, so that an answer may come from it (RFC 1122, 3.2.1.3 and
+    /// 4.2.3.10).
+    pub(super) fn may_be_a_host(&self, ip: IpAddr) -> bool {
+        never(ip).is_none() && !ip.is_loopback() && ip != self.enclave(ip)
+    }
+
     /// Whether a rule with a name may stand for this address: what is closed by default is opened
     /// by its address only, or whoever serves a name could open it.
     pub(super) fn may_be_named(&self, ip: IpAddr) -> bool {

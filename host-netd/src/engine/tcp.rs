@@ -128,7 +128,9 @@ impl Engine {
             return self.dropped(DropReason::UnknownFlow);
         }
         if !tcp.syn() || tcp.ack() {
-            self.reset(packet);
+            if self.router.may_be_a_host(key.dst.ip()) {
+                self.reset(packet);
+            }
             return self.dropped(DropReason::UnknownFlow);
         }
         let target = match self.router.route(Protocol::Tcp, key.dst, self.seconds(now)) {

@@ -375,6 +375,22 @@ fn segments_of_no_flow_are_reset_and_resets_are_not_answered() {
 }
 
 #[test]
+fn segments_to_what_is_no_host_are_not_answered_from_there() {
+    let mut bed = Bed::new();
+    let nobody = [
+        "255.255.255.255:9",
+        "224.0.0.1:9",
+        "127.0.0.1:9",
+        "100.64.0.2:9",
+    ];
+    for dst in nobody {
+        bed.send(&tcp(ENCLAVE, dst, ACK, 5, 77, &[]));
+        assert!(bed.sent().is_empty(), "{dst}");
+    }
+    assert_eq!(bed.drops(DropReason::UnknownFlow), 4);
+}
+
+#[test]
 fn a_half_closed_flow_goes_on_and_ends_when_both_halves_have() {
     let mut bed = Bed::new();
     let mut connection = Connection::open(&mut bed);

@@ -96,6 +96,22 @@ fn an_error_in_between_neither_loses_nor_mixes_datagrams() {
     assert_eq!(datagrams(&sent[2..])[0].1, [2; 100]);
 }
 
+#[test]
+fn an_error_of_a_router_with_the_enclave_s_address_comes_from_the_gateway() {
+    let mut bed = Bed::new();
+    let id = datagram(bed.send(&udp(ENCLAVE, SERVER, b"one"))).flow;
+    let to = SERVER.parse().unwrap();
+    for (router, told) in [
+        ("100.64.0.2", "100.64.0.1"),
+        ("198.51.100.1", "198.51.100.1"),
+    ] {
+        let router = Some(router.parse().unwrap());
+        bed.engine
+            .datagram_error(id, router, to, IcmpError::TimeExceeded, 0, b"one");
+        assert_eq!(bed.one().packet().src().to_string(), told);
+    }
+}
+
 /// Hands a super-datagram to the engine, as the enclave's kernel makes it.
 fn send_many(bed: &mut Bed, to: &str, payload: &[u8], size: u16) -> Effect<'static> {
     let mut frame = VnetHeader::NONE.encode().to_vec();
