@@ -102,7 +102,9 @@ impl Config {
         Config::parse(&text)
     }
 
-    fn parse(text: &str) -> Result<Config, ConfigError> {
+    /// # Errors
+    /// See [`ConfigError`].
+    pub(crate) fn parse(text: &str) -> Result<Config, ConfigError> {
         let raw: RawConfig = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start.min(text.len()));
             let line = text[..at].matches('\n').count() + 1;

@@ -15,6 +15,8 @@ mod daemon;
 mod datapath;
 mod dns;
 mod drops;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod limits;
 mod link;

@@ -14,6 +14,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use netd_proto::address::{Cid, DEFAULT_PORT, LinkAddress};
 use netd_proto::policy::{Host, Policy, Rule};
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -110,17 +111,40 @@ impl Config {
     /// An option, file, key or value is wrong; the message is one line that names it and what is
     /// allowed.
     pub fn from_command_line() -> anyhow::Result<Config> {
-        let matches = Args::command().try_get_matches().map_err(|error| {
-            if !error.use_stderr() {
-                error.exit();
-            }
+        let matches = Args::command().try_get_matches();
+        if let Err(error) = &matches
+            && !error.use_stderr()
+        {
+            error.exit();
+        }
+        Config::read(matches, File::read)
+    }
+
+    /// Reads a command line, the program's name first, and the `text` of the file that `--config`
+    /// names.
+    ///
+    /// # Errors
+    /// As [`Config::from_command_line`]; `--help` and `--version` are errors here.
+    pub fn parse<I>(words: I, text: &str) -> anyhow::Result<Config>
+    where
+        I: IntoIterator<Item: Into<OsString> + Clone>,
+    {
+        let matches = Args::command().try_get_matches_from(words);
+        Config::read(matches, |path| File::parse(path, text))
+    }
+
+    fn read(
+        matches: Result<ArgMatches, clap::Error>,
+        read: impl FnOnce(&Path) -> anyhow::Result<File>,
+    ) -> anyhow::Result<Config> {
+        let matches = matches.map_err(|error| {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
             anyhow::anyhow!("{} (see --help)", line.trim_start_matches("error: "))
         })?;
         let args = Args::from_arg_matches(&matches)?;
         let file = match &args.config {
-            Some(path) => File::read(path)?,
+            Some(path) => read(path)?,
             None => File::default(),
         };
         let rules = rules_in_order(&matches, &args)?;
@@ -230,7 +254,11 @@ impl File {
     fn read(path: &Path) -> anyhow::Result<File> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-        toml::from_str(&text).map_err(|error| {
+        File::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> anyhow::Result<File> {
+        toml::from_str(text).map_err(|error| {
             let line = error
                 .span()
                 .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
@@ -337,11 +365,10 @@ mod tests {
     use super::*;
 
     fn parse(arguments: &[&str], file: &str) -> anyhow::Result<Config> {
-        let arguments = std::iter::once("host-netd").chain(arguments.iter().copied());
-        let matches = Args::command().try_get_matches_from(arguments)?;
-        let args = Args::from_arg_matches(&matches)?;
-        let rules = rules_in_order(&matches, &args)?;
-        Config::merge(args, rules, toml::from_str(file)?)
+        let words = ["host-netd", "--config", "netd.toml"]
+            .iter()
+            .chain(arguments);
+        Config::parse(words, file)
     }
 
     #[test]

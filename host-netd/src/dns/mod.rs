@@ -40,6 +40,8 @@
 
 mod cache;
 mod conf;
+#[doc(hidden)]
+pub mod fuzzing;
 mod limits;
 mod local;
 mod name;
@@ -70,7 +72,7 @@ use conf::{ConfError, Settings, Watch};
 use query::{Query, Received};
 use response::{Reason, Response};
 pub use stream::serve_stream;
-use upstream::{Ask, Upstream};
+use upstream::Upstream;
 
 /// How a query came, which bounds the length of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,19 +208,7 @@ impl Dns {
             elapsed = ?started.elapsed(),
             "answered a query"
         );
-        let resolved = name.filter(|_| resolvable).and_then(|name| {
-            let found = response.addresses(&name)?;
-            let ttl = Duration::from_secs(found.ttl.into());
-            Some(Resolved {
-                name: name.to_string(),
-                addresses: found.addresses,
-                ttl,
-            })
-        });
-        Some(Answer {
-            message: query.answer(response, transport),
-            resolved,
-        })
+        Some(Answer::new(&query, response, transport, resolvable))
     }
 
     async fn look_up(&self, query: &Query) -> Response {
@@ -238,6 +228,26 @@ impl Dns {
     }
 }
 
+impl Answer {
+    /// `response` as this query gets it; `resolvable` if its addresses are told to the policy.
+    fn new(query: &Query, response: Response, transport: Transport, resolvable: bool) -> Answer {
+        let name = query.question.lower().filter(|_| resolvable);
+        let resolved = name.and_then(|name| {
+            let found = response.addresses(&name)?;
+            let ttl = Duration::from_secs(found.ttl.into());
+            Some(Resolved {
+                name: name.to_string(),
+                addresses: found.addresses,
+                ttl,
+            })
+        });
+        Answer {
+            message: query.answer(response, transport),
+            resolved,
+        }
+    }
+}
+
 impl Service {
     async fn look_up(&self, query: &Query) -> Response {
         let upstream = self
@@ -254,13 +264,7 @@ impl Service {
             });
             return query.failure(ResponseCode::ServFail, Reason::NotReady);
         };
-        let ask = Ask {
-            question: query.question.clone(),
-            recursion: query.recursion(),
-            checking_disabled: query.checking_disabled(),
-            dnssec_ok: query.dnssec_ok(),
-        };
-        search::resolve(&upstream, &ask)
+        search::resolve(&upstream, &query.ask())
             .await
             .unwrap_or_else(|error| {
                 let name = query.question.lower();

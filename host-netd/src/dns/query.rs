@@ -4,6 +4,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 
 use super::response::{Reason, Response, options};
+use super::upstream::Ask;
 use super::wire::{self, Message, Question, Section};
 use super::{Transport, limits};
 
@@ -91,16 +92,14 @@ impl Query {
         }
     }
 
-    pub(super) fn dnssec_ok(&self) -> bool {
-        self.edns.is_some_and(|edns| edns.dnssec_ok)
-    }
-
-    pub(super) fn recursion(&self) -> bool {
-        self.flags & wire::RD != 0
-    }
-
-    pub(super) fn checking_disabled(&self) -> bool {
-        self.flags & wire::CD != 0
+    /// What the name servers are asked for it.
+    pub(super) fn ask(&self) -> Ask {
+        Ask {
+            question: self.question.clone(),
+            recursion: self.flags & wire::RD != 0,
+            checking_disabled: self.flags & wire::CD != 0,
+            dnssec_ok: self.edns.is_some_and(|edns| edns.dnssec_ok),
+        }
     }
 
     /// The message for this query, no longer than the transport and the query allow.

@@ -75,7 +75,7 @@ fn candidates(upstream: &Upstream, ask: &Ask) -> Vec<Question> {
 
 /// `found`, as the answer to `asked`. The records move within the message, so names in them have to
 /// be written anew: this one answer goes through hickory's decoder and encoder.
-fn alias(asked: &Question, found: &Response) -> Result<Response, ProtoError> {
+pub(super) fn alias(asked: &Question, found: &Response) -> Result<Response, ProtoError> {
     let mut message = HickoryMessage::from_vec(found.message.as_bytes())?;
     let target = message.queries.pop().unwrap_or_default().name().clone();
     let name = HickoryName::read(&mut BinDecoder::new(&asked.name))?;

@@ -273,7 +273,7 @@ async fn tcp(
     }
 }
 
-enum Checked {
+pub(super) enum Checked {
     Answer(Message),
     /// It answers the query, but not to the end.
     Incomplete,
@@ -282,7 +282,7 @@ enum Checked {
 
 /// An answer has the identifier and the question of the query (RFC 5452, section 9). A server that
 /// could not read the query may leave the question out.
-fn check(bytes: Vec<u8>, id: u16, ask: &Ask) -> Checked {
+pub(super) fn check(bytes: Vec<u8>, id: u16, ask: &Ask) -> Checked {
     let head = bytes.first_chunk::<{ wire::HEADER }>().copied();
     let Some(head) = head else {
         return Checked::Foreign;
@@ -311,7 +311,7 @@ fn cannot_read(rcode: ResponseCode) -> bool {
 }
 
 /// The query with a fresh identifier. The name keeps the case in which the enclave wrote it.
-fn encode(ask: &Ask, edns: bool) -> (u16, Vec<u8>) {
+pub(super) fn encode(ask: &Ask, edns: bool) -> (u16, Vec<u8>) {
     let id = HickoryMessage::query().metadata.id;
     let bit = |set: bool, bit: u16| if set { bit } else { 0 };
     let flags = bit(ask.recursion, wire::RD) | bit(ask.checking_disabled, wire::CD) | wire::AD;

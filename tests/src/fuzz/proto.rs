@@ -1,25 +1,16 @@
-//! What the fuzz targets check, as plain functions: libFuzzer calls them with inputs it makes up
-//! (`tests/fuzz`), the test `corpus` with the inputs that are kept. Each panics on a defect.
+//! Targets for what the daemons share: frames, the handshake, packets, rules.
 
 use netd_proto::build::{IcmpError, MAX_ICMP_ERROR, icmp_error, tcp_reset};
 use netd_proto::control::Control;
-use netd_proto::frame::{Decoder, FrameError, Kind, header};
-use netd_proto::handshake::{AwaitHello, Features, Hello};
+use netd_proto::frame::{Decoder, Frame, FrameError, Kind, header};
+use netd_proto::handshake::{
+    AwaitHello, Features, HandshakeError, Hello, Lane, Network4, Network6, SessionId,
+};
+use netd_proto::limits::{MAX_CONTROL_FRAME, MAX_GOODBYE_TEXT};
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::{Packet, Protocol, Transport};
 use netd_proto::policy::{Policy, Rule};
-use std::net::IpAddr;
-
-/// A fuzz target.
-pub type Target = fn(&[u8]);
-
-/// Every target with the name of its corpus.
-pub const TARGETS: [(&str, Target); 4] = [
-    ("frame", frame),
-    ("handshake", handshake),
-    ("packet", packet),
-    ("policy", policy),
-];
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The first byte says into how long pieces the stream falls, the rest is the stream: the frames
 /// are the same as in one piece, and they make the same stream again.
@@ -36,7 +27,17 @@ pub fn frame(input: &[u8]) {
         .collect();
     assert!(stream.starts_with(&again));
     for (kind, payload) in &whole {
-        let _ = Control::decode(*kind, payload);
+        match Control::decode(*kind, payload) {
+            Ok(Control::Goodbye(goodbye)) => {
+                is_one_log_line(&goodbye.text);
+                let again = Control::decode(*kind, &goodbye.encode());
+                assert_eq!(again, Ok(Control::Goodbye(goodbye)));
+            }
+            Ok(Control::Ping(number) | Control::Pong(number)) => {
+                assert_eq!(number.to_be_bytes(), payload[..]);
+            }
+            Err(_) => {}
+        }
     }
 }
 
@@ -66,41 +67,80 @@ fn decode(stream: &[u8], piece: usize) -> (Frames, Option<FrameError>) {
     }
 }
 
-/// The first byte picks the side, the rest is what the other side says: whoever accepts agrees on
-/// what both said, and no reply is longer than a frame may be.
+/// The first byte picks who is attacked and the frame's kind, the rest is what the other side says:
+/// whoever accepts agrees on no more than both said, and every refusal fits a frame.
 pub fn handshake(input: &[u8]) {
-    let Some((&side, payload)) = input.split_first() else {
+    let Some((&choice, payload)) = input.split_first() else {
         return;
     };
-    let kind = if side & 2 == 0 {
-        Kind::Hello
-    } else {
-        Kind::Goodbye
+    let frame = |kind| Frame {
+        kind: if choice & 2 == 0 { kind } else { Kind::Goodbye },
+        payload,
     };
-    let hello = match AwaitHello.receive(netd_proto::frame::Frame { kind, payload }) {
-        Ok(offer) => offer,
-        Err(error) => {
-            if let Some(goodbye) = error.reply() {
-                header(Kind::Goodbye, goodbye.encode().len());
-            }
-            return;
+    let outcome = if choice & 1 == 0 {
+        let outcome = AwaitHello.receive(frame(Kind::Hello));
+        outcome.map(|offer| agree(offer.hello, choice))
+    } else {
+        let (_, awaiting) = own_hello().open();
+        let outcome = awaiting.receive(frame(Kind::Welcome));
+        outcome.map(|established| {
+            assert!(own_hello().features.contains(established.features));
+            assert_eq!(established.session, own_hello().session);
+            assert_eq!(established.lane, own_hello().lane);
+        })
+    };
+    if let Err(error) = outcome {
+        refuse(&error);
+    }
+}
+
+/// A refusal tells the peer why in one goodbye, unless the peer said goodbye itself.
+fn refuse(error: &HandshakeError) {
+    match (error, error.reply()) {
+        (HandshakeError::Goodbye(goodbye), None) => is_one_log_line(&goodbye.text),
+        (_, Some(goodbye)) => {
+            is_one_log_line(&goodbye.text);
+            let payload = goodbye.encode();
+            assert!(payload.len() <= MAX_CONTROL_FRAME);
+            let read = Control::decode(Kind::Goodbye, &payload);
+            assert_eq!(read, Ok(Control::Goodbye(goodbye)));
         }
-    };
-    agree(hello.hello, side);
-    let (_, awaiting) = hello.hello.open();
-    // The rest of the input may as well be a welcome.
-    let kind = if side & 4 == 0 {
-        Kind::Welcome
-    } else {
-        Kind::Goodbye
-    };
-    let _ = awaiting.receive(netd_proto::frame::Frame { kind, payload });
+        (error, None) => panic!("the peer is not told: {error}"),
+    }
+}
+
+fn is_one_log_line(text: &str) {
+    assert!(text.len() <= MAX_GOODBYE_TEXT);
+    assert!(!text.contains(char::is_control));
+}
+
+/// What an enclave with everything at its default says.
+pub fn own_hello() -> Hello {
+    let v4 = |last| Ipv4Addr::new(100, 64, 0, last);
+    let v6 = |last| Ipv6Addr::new(0xfd00, 0x6e65, 0x7464, 0, 0, 0, 0, last);
+    Hello {
+        features: Features::ALL,
+        session: SessionId([7; 16]),
+        lane: Lane(0),
+        lanes: 1,
+        mtu: 1500,
+        v4: Network4 {
+            enclave: v4(2),
+            gateway: v4(1),
+            parent_loopback: v4(3),
+        },
+        v6: Network6 {
+            enclave: v6(2),
+            gateway: v6(1),
+            parent_loopback: v6(3),
+        },
+    }
 }
 
 /// A valid hello is accepted, and both sides come to the same.
 fn agree(hello: Hello, features: u8) {
     let (bytes, awaiting) = hello.open();
-    let frame = netd_proto::frame::Frame {
+    let frame = Frame {
         kind: Kind::Hello,
         payload: &bytes,
     };
@@ -109,7 +149,7 @@ fn agree(hello: Hello, features: u8) {
         .expect("what open() makes is valid");
     assert_eq!(offer.hello, hello);
     let (welcome, host) = offer.accept(Features(u32::from(features)).and(Features::ALL));
-    let frame = netd_proto::frame::Frame {
+    let frame = Frame {
         kind: Kind::Welcome,
         payload: &welcome,
     };

@@ -1,0 +1,4 @@
+//! See `netd_tests::fuzz::guard`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| netd_tests::fuzz::guard(input));
