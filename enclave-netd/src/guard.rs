@@ -238,7 +238,10 @@ impl Guard {
         now: Seconds,
     ) -> Result<Ingress<'a>, DropReason> {
         let (vnet, bytes) = VnetHeader::split(frame).ok_or(DropReason::InMalformed)?;
-        let packet = Packet::parse(bytes).map_err(|_: PacketError| DropReason::InMalformed)?;
+        let packet = Packet::parse(bytes).map_err(|error| match error {
+            PacketError::Options => DropReason::InProtocol,
+            _ => DropReason::InMalformed,
+        })?;
         if !self.addresses.is_ours(packet.dst()) {
             return Err(DropReason::InDestination);
         }

@@ -400,6 +400,40 @@ mod tests {
     }
 
     #[test]
+    fn options_of_both_families_are_refused_and_a_fragment_of_everything_is_whole() {
+        let extended = |kind: u8, header: [u8; 8]| {
+            let plain = build::tests::udp("[fd00:6e65:7464::2]:5353", "[2001:db8::1]:53", 32);
+            let mut bytes = [&plain[..40], &header, &plain[40..]].concat();
+            bytes[6] = kind;
+            bytes[5] += 8;
+            bytes
+        };
+        for kind in [0, 43, 60] {
+            let bytes = extended(kind, [17, 0, 1, 4, 0, 0, 0, 0]);
+            assert_eq!(
+                Packet::parse(&bytes).err(),
+                Some(PacketError::Options),
+                "{kind}"
+            );
+        }
+        let bytes = extended(44, [17, 0, 0, 0, 1, 2, 3, 4]);
+        let packet = Packet::parse(&bytes).expect("valid");
+        assert!(matches!(packet.transport(), Transport::Udp(_)));
+
+        let mut bytes = build::tests::udp("100.64.0.2:5353", "192.0.2.1:53", 32);
+        let authentication = [17, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1];
+        bytes.splice(20..20, authentication.into_iter().chain([0; 12]));
+        bytes[3] += 24;
+        bytes[9] = 51;
+        bytes[10..12].fill(0);
+        let sum = Sum16BitWords::new()
+            .add_slice(&bytes[..20])
+            .ones_complement();
+        bytes[10..12].copy_from_slice(&sum.to_ne_bytes());
+        assert_eq!(Packet::parse(&bytes).err(), Some(PacketError::Options));
+    }
+
+    #[test]
     fn checksums_of_every_kind_are_found_right_and_wrong() {
         for mut bytes in samples() {
             assert!(
