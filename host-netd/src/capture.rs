@@ -10,7 +10,6 @@ use netd_proto::frame::{Decoder, Kind};
 use netd_proto::offload::VnetHeader;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,21 +55,12 @@ const BATCH: usize = 256 * 1024;
 /// Long enough for any super-segment.
 const SNAPLEN: u32 = 262_144;
 
-/// A capture file that nothing is written to yet.
-#[derive(Debug)]
-pub struct Recording {
-    file: File,
-    /// Bytes of it that are whole: the header.
-    whole: u64,
-}
-
-impl Recording {
-    /// Creates the file.
+impl Tap {
+    /// Begins the file, which is empty, and starts its writer.
     ///
     /// # Errors
-    /// The file cannot be made.
-    pub fn create(path: &Path) -> io::Result<Recording> {
-        let mut file = File::create(path)?;
+    /// The file cannot be written.
+    pub fn start(mut file: File) -> io::Result<Tap> {
         let mut header = Vec::new();
         header.extend(0xa1b2_c3d4_u32.to_ne_bytes());
         header.extend([2_u16.to_ne_bytes(), 4_u16.to_ne_bytes()].concat());
@@ -78,32 +68,20 @@ impl Recording {
         header.extend(SNAPLEN.to_ne_bytes());
         header.extend(LINKTYPE_RAW.to_ne_bytes());
         file.write_all(&header)?;
-        Ok(Recording {
-            file,
-            whole: header.len() as u64,
-        })
-    }
-
-    /// Starts the thread that writes.
-    ///
-    /// # Errors
-    /// There is no thread to be had.
-    pub fn start(self) -> io::Result<Tap> {
+        let whole = header.len() as u64;
         let (packets, queue) = sync_channel(CAPTURE_QUEUE);
         let progress = Arc::new(Progress::default());
         let ours = Arc::clone(&progress);
         std::thread::Builder::new()
             .name("capture".into())
-            .spawn(move || write(&self.file, self.whole, &queue, &ours))?;
+            .spawn(move || write(&file, whole, &queue, &ours))?;
         Ok(Tap {
             packets,
             file: progress,
             outgoing: Arc::default(),
         })
     }
-}
 
-impl Tap {
     /// Packets that are not in the file, of all sessions.
     pub(crate) fn left_out(&self) -> u64 {
         self.file.left_out.load(Ordering::Relaxed)

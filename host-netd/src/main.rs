@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use host_netd::budget::{Budget, Limits};
-use host_netd::capture::Recording;
+use host_netd::capture::Tap;
 use host_netd::config::{Config, Files};
 use host_netd::dns::Dns;
 use host_netd::io::{Services, ping_sockets_permitted};
@@ -13,6 +13,7 @@ use host_netd::sandbox;
 use host_netd::session::{Sessions, Shared};
 use netd_log::Log;
 use netd_proto::address::LinkAddress;
+use std::fs::File;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,9 +60,9 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         ..config.limits
     };
     let listener = Listener::bind(&config.listen, config.cids)?;
-    let recording = match &config.capture {
+    let capture = match &config.capture {
         Some(path) => Some(
-            Recording::create(path)
+            File::create(path)
                 .with_context(|| format!("cannot write the capture file {}", path.display()))?,
         ),
         None => None,
@@ -71,12 +72,13 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         LinkAddress::Unix(path) => Some(path.clone()),
         LinkAddress::Vsock(..) => None,
     };
-    let reach = sandbox::Files {
+    let touched_later = sandbox::Files {
         resolv_conf: config.resolv_conf.clone(),
         socket,
     };
-    sandbox::enter(config.sandbox, &reach)?;
-    let tap = recording.map(Recording::start).transpose()?;
+    sandbox::enter(config.sandbox, &touched_later)?;
+    let tap = capture.map(Tap::start).transpose();
+    let tap = tap.context("cannot write the capture file")?;
     let services = Services {
         runtime: tokio::runtime::Handle::current(),
         dns: Dns::start(config.resolv_conf, files.dns),

@@ -186,6 +186,7 @@ const WORK: &[(&str, Try)] = &[
         datagram("127.0.0.1:0").and(datagram("[::1]:0"))
     }),
     ("write an open file", |s| (&s.log).write_all(b"text")),
+    ("cut an open file", |s| s.log.set_len(0)),
     ("start threads", |_| thread(|| ()).map_err(|_| unexpected())),
     ("survive a panic", |_| {
         match thread(|| panic!("of a session")) {

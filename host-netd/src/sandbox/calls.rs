@@ -73,7 +73,7 @@ const PERMITTED: &[c_long] = &[
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
-    // files that landlock lets through; see also openat
+    // files that landlock lets through, or that stand open; see also openat
     libc::SYS_fstat,
     libc::SYS_ftruncate,
     libc::SYS_lseek,
@@ -382,6 +382,9 @@ fn is_null(argument: u8) -> anyhow::Result<SeccompCondition> {
 }
 
 /// The second argument of ioctl, whose type differs between C libraries.
-fn is_request(request: libc::Ioctl) -> anyhow::Result<SeccompCondition> {
-    is(1, c_int::try_from(request)?)
+fn is_request<R>(request: R) -> anyhow::Result<SeccompCondition>
+where
+    R: TryInto<c_int, Error: std::error::Error + Send + Sync + 'static>,
+{
+    is(1, request.try_into()?)
 }
