@@ -25,6 +25,7 @@ mod dns;
 pub mod fuzz;
 mod lab;
 mod machine;
+pub mod packets;
 mod process;
 mod rogue;
 mod servers;
