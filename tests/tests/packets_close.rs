@@ -7,6 +7,7 @@ use netd_proto::handshake::Features;
 use netd_tests::packets::{Script, Wire, stream_bytes};
 use netd_tests::{Family, Lab, Process, address, until};
 use nix::libc::{ECONNRESET, EPIPE};
+use nix::sys::signal::Signal;
 use socket2::SockRef;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -136,6 +137,53 @@ fn a_reset_by_the_server_comes_at_every_stage() {
         peer.expect("RA 1 ack 2");
     }
     bed.forgets_all();
+}
+
+/// host-netd finds all of it at the same time.
+#[test]
+fn a_connection_that_ends_as_soon_as_it_stands_is_told_whole() {
+    let bed = Bed::new();
+    let ip = |arguments: &[&str]| bed.lab.internet.run("ip", arguments).ok();
+    for family in Family::BOTH {
+        let to = family.at(address::SILENT, 7000);
+        let own = to.ip().to_string();
+        let prefix = ["198.51.100.0/25", "2001:db8:2::/64"][family as usize];
+        for with_a_reset in [false, true] {
+            let peer = bed.wire.tcp(family, 40_000, to).another();
+            peer.send("S 0 mss 1460");
+            until(5, "the connect is on its way", || {
+                let sockets = bed.lab.parent.run("ss", &["-Htn", "state", "syn-sent"]);
+                sockets.ok().contains(&own).then_some(())
+            });
+            bed.host.signal(Signal::SIGSTOP);
+            ip(&["route", "del", "blackhole", prefix]);
+            ip(&["addr", "add", &own, "dev", "lo"]);
+            let listener = bed.lab.internet.inside(|| TcpListener::bind(to)).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&stream_bytes(1, 101)).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let kept = if with_a_reset {
+                reset(stream);
+                None
+            } else {
+                Some(stream)
+            };
+            bed.host.signal(Signal::SIGCONT);
+
+            peer.expect("SA 0 ack 1");
+            peer.send("A 1 ack 1");
+            peer.expect_bytes_and_end(1, 101);
+            if with_a_reset {
+                peer.expect("RA 102 ack 1");
+            } else {
+                peer.send("FA 1 ack 102");
+                peer.expect("A 102 ack 2");
+            }
+            drop((kept, listener));
+            ip(&["addr", "del", &own, "dev", "lo"]);
+            ip(&["route", "add", "blackhole", prefix]);
+        }
+    }
 }
 
 #[test]

@@ -30,9 +30,10 @@ pub(super) struct Receiver {
     scale: u8,
     /// Right edge of its window.
     edge: u32,
-    /// Sequence number behind the last byte that was queued for it. It wraps around.
-    end: u32,
-    /// Sequence number behind the last byte that was sent to it.
+    /// Sequence number of the first byte to it; none before the SYN.
+    first: Option<u32>,
+    /// Bytes that were queued for it, and how far they were sent. Both wrap around.
+    queued: u32,
     sent: u32,
 }
 
@@ -42,7 +43,8 @@ impl Default for Receiver {
             mss: DEFAULT_MSS,
             scale: 0,
             edge: 0,
-            end: 0,
+            first: None,
+            queued: 0,
             sent: 0,
         }
     }
@@ -76,7 +78,7 @@ impl Receiver {
     pub(super) fn queued(&mut self, bytes: usize) {
         #[expect(clippy::cast_possible_truncation, reason = "wraps around")]
         let bytes = bytes as u32;
-        self.end = self.end.wrapping_add(bytes);
+        self.queued = self.queued.wrapping_add(bytes);
     }
 
     /// Takes note of a segment to the enclave.
@@ -86,28 +88,32 @@ impl Receiver {
         #[expect(clippy::cast_possible_truncation, reason = "a packet has 64 KiB")]
         let end = u32::from_be_bytes(*number).wrapping_add(payload as u32);
         if tcp[TCP_FLAGS] & SYN != 0 {
-            self.end = end.wrapping_add(1);
-            self.sent = self.end;
-        } else if is_after(end, self.sent) {
-            self.sent = end;
+            self.first = Some(end.wrapping_add(1));
+        } else if let Some(first) = self.first {
+            let sent = end.wrapping_sub(first);
+            if is_after(sent, self.sent) {
+                self.sent = sent;
+            }
         }
     }
 
-    /// Whether all that was queued was sent.
+    /// Whether all that was queued was sent, and the SYN before it.
     pub(super) fn was_sent_all(&self) -> bool {
-        self.sent == self.end
+        self.first.is_some() && self.sent == self.queued
     }
 
-    /// Sequence number behind the last byte that it acknowledged, where `waiting` bytes were not.
+    /// Bytes that it acknowledged, where `waiting` were not; wraps around.
     pub(super) fn acknowledged(&self, waiting: usize) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "less than the ring")]
         let waiting = waiting as u32;
-        self.end.wrapping_sub(waiting)
+        self.queued.wrapping_sub(waiting)
     }
 
     /// Whether its window has room for all that was queued.
     pub(super) fn has_room_for_all(&self) -> bool {
-        self.edge.wrapping_sub(self.end).cast_signed() >= 0
+        let end = |first: u32| first.wrapping_add(self.queued);
+        self.first
+            .is_some_and(|first| !is_after(end(first), self.edge))
     }
 
     /// How a segment is to be cut, if it is longer than what the enclave takes.

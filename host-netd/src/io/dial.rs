@@ -27,13 +27,29 @@ pub(super) fn begin(to: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
+/// What became of a connect that did not fail.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is not answered yet.
+    Waits,
+    /// The connection stands.
+    Stands,
+    /// It stood, and the host's peer reset it at once.
+    Reset(io::Error),
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
+}
+
 /// A connect that is not answered yet.
 #[derive(Debug)]
 pub(super) struct Connecting {
     stream: TcpStream,
     failed: bool,
-    /// The peer's end came with the news that it stands.
-    read_closed: bool,
 }
 
 impl Connecting {
@@ -41,32 +57,32 @@ impl Connecting {
         Connecting {
             stream,
             failed: false,
-            read_closed: false,
         }
     }
 
     pub(super) fn ready(&mut self, event: &mio::event::Event) {
         self.failed |= event.is_error();
-        self.read_closed |= event.is_read_closed();
     }
 
-    /// Whether it stands, once an event told of a change.
-    pub(super) fn stands(&self) -> io::Result<bool> {
-        if let Some(error) = SockRef::from(&self.stream).take_error()? {
-            return Err(error);
+    /// What became of it, once an event told of a change.
+    pub(super) fn outcome(&self) -> io::Result<Outcome> {
+        match SockRef::from(&self.stream).take_error()? {
+            // Only a connection that stood is reset: a connect is refused.
+            Some(error) if is_reset(&error) => return Ok(Outcome::Reset(error)),
+            Some(error) => return Err(error),
+            None => {}
         }
         match self.stream.peer_addr() {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Outcome::Stands),
             // Seldom, Linux tells of an ICMP error and keeps none.
             Err(_) if self.failed => Err(Errno::EHOSTUNREACH.into()),
-            Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotConnected => Ok(Outcome::Waits),
             Err(error) => Err(error),
         }
     }
 
-    /// The stream, and whether epoll told of its end already: it does so once.
-    pub(super) fn into_stream(self) -> (TcpStream, bool) {
-        (self.stream, self.read_closed)
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
     }
 }
 

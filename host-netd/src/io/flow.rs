@@ -98,8 +98,9 @@ pub(super) struct FlowStream {
     writable: bool,
     /// The peer will send nothing more: read on until the end is seen.
     read_closed: bool,
-    /// Urgent data came: a short read does not mean that nothing is left.
-    urgent: bool,
+    /// A short read does not mean that nothing is left: urgent data came, or what epoll told of
+    /// before is not known.
+    unsure: bool,
     /// epoll told of an error.
     failed: bool,
     /// The host's peer reset it.
@@ -111,7 +112,7 @@ pub(super) struct FlowStream {
 /// How a reset was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
-    /// By a write that failed: what came before it may wait to be read.
+    /// By something else than a read: what came before it may wait to be read.
     Unread {
         /// The end of the stream came before the reset.
         ended: bool,
@@ -134,15 +135,15 @@ pub(super) enum Turn {
 }
 
 impl FlowStream {
-    /// `read_closed` where epoll told of the stream's end before.
-    pub(super) fn new(stream: HostStream, read_closed: bool) -> FlowStream {
+    pub(super) fn new(stream: HostStream) -> FlowStream {
         FlowStream {
             stream,
             // The first read and write tell.
             readable: true,
             writable: true,
-            read_closed,
-            urgent: false,
+            read_closed: false,
+            // While it was not connected, epoll may have told of more than that.
+            unsure: true,
             failed: false,
             broken: None,
             finished: false,
@@ -154,7 +155,7 @@ impl FlowStream {
         self.readable |= event.is_readable() || event.is_error();
         self.writable |= event.is_writable() || event.is_error();
         self.read_closed |= event.is_read_closed() || event.is_error();
-        self.urgent |= event.is_priority();
+        self.unsure |= event.is_priority();
         self.failed |= event.is_error();
     }
 
@@ -223,10 +224,7 @@ impl FlowStream {
                 Some(Err(error)) => match error.kind() {
                     ErrorKind::WouldBlock => self.writable = false,
                     ErrorKind::Interrupted => {}
-                    kind => {
-                        let ended = kind == ErrorKind::BrokenPipe;
-                        self.reset(id, Broken::Unread { ended }, &error);
-                    }
+                    _ => self.was_reset(id, &error),
                 },
             }
         }
@@ -258,13 +256,13 @@ impl FlowStream {
                     budget -= n;
                     // A short read: nothing is left, and an event will tell of more. The end of
                     // the stream may have been told already.
-                    self.readable = filled || self.read_closed || self.urgent;
+                    self.readable = filled || self.read_closed || self.unsure;
                 }
                 Some(Err(error)) => match error.kind() {
                     ErrorKind::WouldBlock if self.broken.is_some() => self.all_read(),
                     ErrorKind::WouldBlock => {
                         self.readable = false;
-                        self.urgent = false;
+                        self.unsure = false;
                     }
                     ErrorKind::Interrupted => {}
                     _ => self.reset(id, Broken::Read, &error),
@@ -273,11 +271,18 @@ impl FlowStream {
         }
     }
 
+    /// Something else than a read met the reset.
+    pub(super) fn was_reset(&mut self, id: FlowId, error: &io::Error) {
+        let ended = error.kind() == ErrorKind::BrokenPipe;
+        self.reset(id, Broken::Unread { ended }, error);
+    }
+
     fn reset(&mut self, id: FlowId, how: Broken, error: &io::Error) {
         tracing::debug!(?id, %error, "reset by the host's peer");
         self.writable = false;
         // Nothing will tell of what can still be read.
         self.readable = true;
+        self.unsure = true;
         self.broken = Some(how);
         if self.finished || how == Broken::Read {
             self.all_read();

@@ -1,7 +1,7 @@
 //! The flows of a data loop: their sockets, what tokio reports about them, and whose turn it is.
 
 use super::datagram::DatagramSocket;
-use super::dial::{self, Connecting};
+use super::dial::{self, Connecting, Outcome};
 use super::errors::{dial_error, icmp_of};
 use super::flow::{FlowStream, HostStream, Turn};
 use super::handle::{Command, Handle, Services};
@@ -165,8 +165,8 @@ impl Work {
             // Its error is told once, and must not be lost.
             Socket::Connecting(_) if !self.engine.queue().has_room() => Turn::LinkFull,
             Socket::Connecting(connecting) => {
-                let stands = connecting.stands();
-                return self.connecting(id, stands, now);
+                let outcome = connecting.outcome();
+                return self.connecting(id, outcome, now);
             }
             Socket::Stream(flow) => flow.turn(&mut self.engine, id, now),
             Socket::Datagram(socket) if !socket.is_ours() => return self.unpublish(id),
@@ -270,7 +270,7 @@ impl Work {
             .and_then(|()| self.register(id, &ours, BOTH));
         let stream = HostStream::Local(ours);
         match registered {
-            Ok(()) => self.opened(id, FlowStream::new(stream, false), now),
+            Ok(()) => self.opened(id, FlowStream::new(stream), now),
             Err(error) => self.dial_failed(id, &error),
         }
     }
@@ -294,19 +294,21 @@ impl Work {
         }
     }
 
-    fn connecting(&mut self, id: FlowId, stands: io::Result<bool>, now: Instant) {
-        match stands {
-            Ok(false) => {}
-            Ok(true) => {
-                if let Some(slot) = self.slots[id.index()].take()
-                    && let Socket::Connecting(connecting) = slot.socket
-                {
-                    let (stream, read_closed) = connecting.into_stream();
-                    let stream = FlowStream::new(HostStream::Tcp(stream), read_closed);
-                    self.opened(id, stream, now);
-                }
+    fn connecting(&mut self, id: FlowId, outcome: io::Result<Outcome>, now: Instant) {
+        let reset = match outcome {
+            Ok(Outcome::Waits) => return,
+            Ok(Outcome::Stands) => None,
+            Ok(Outcome::Reset(error)) => Some(error),
+            Err(error) => return self.dial_failed(id, &error),
+        };
+        if let Some(slot) = self.slots[id.index()].take()
+            && let Socket::Connecting(connecting) = slot.socket
+        {
+            let mut flow = FlowStream::new(HostStream::Tcp(connecting.into_stream()));
+            if let Some(error) = reset {
+                flow.was_reset(id, &error);
             }
-            Err(error) => self.dial_failed(id, &error),
+            self.opened(id, flow, now);
         }
     }
 
@@ -342,7 +344,7 @@ impl Work {
                     self.engine.remove(id);
                     return;
                 }
-                self.place(id, Socket::Stream(FlowStream::new(stream, false)));
+                self.place(id, Socket::Stream(FlowStream::new(stream)));
                 self.enqueue(id);
             }
             Err(reason) => {

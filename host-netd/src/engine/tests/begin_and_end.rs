@@ -152,6 +152,36 @@ fn a_reset_comes_behind_what_came_before_it() {
 }
 
 #[test]
+fn a_reset_comes_behind_the_handshake() {
+    let segments = |sent: &[Sent]| -> Vec<_> {
+        let segments = sent.iter().map(Sent::segment);
+        segments.map(|s| (s.flags, s.payload)).collect()
+    };
+    let mut bed = Bed::new();
+    let id = bed.dial(&tcp(ENCLAVE, SERVER, SYN, 999, 0, &[]));
+    assert!(bed.engine.connected(id, bed.now));
+    bed.engine.tcp(id).unwrap().abort_behind(true);
+    let sent = bed.egress(id);
+    assert_eq!(segments(&sent), [(SYN | ACK, 0), (RST | ACK, 0)]);
+
+    // Bytes that came with it wait for the enclave's end of the handshake.
+    let mut bed = Bed::new();
+    let id = bed.dial(&tcp(ENCLAVE, SERVER, SYN, 999, 0, &[]));
+    assert!(bed.engine.connected(id, bed.now));
+    let mut flow = bed.engine.tcp(id).unwrap();
+    assert!(!flow.can_send());
+    flow.abort_behind(false);
+    let sent = bed.egress(id);
+    assert_eq!(segments(&sent), [(SYN | ACK, 0)]);
+    let ack = sent[0].segment().seq + 1;
+    bed.send(&tcp(ENCLAVE, SERVER, ACK, 1000, ack, &[]));
+    let mut flow = bed.engine.tcp(id).unwrap();
+    flow.send(|_| (100, ()));
+    flow.abort_behind(true);
+    assert_eq!(segments(&bed.egress(id)), [(ACK, 100), (RST | ACK, 0)]);
+}
+
+#[test]
 fn a_reset_does_not_wait_for_ever_before_a_shut_window() {
     let mut bed = Bed::new();
     let mut connection = Connection::open(&mut bed);
