@@ -292,10 +292,12 @@ fn the_last_bytes_of_a_published_service_are_not_lost() {
         let source = pattern.clone();
         let at = family.at(address::ENCLAVE, 7000);
         serve(&lab.enclave, at, move |mut stream| {
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
             source.send(&mut stream, 24 * MIB).unwrap();
         });
         let client = connect(&lab.internet, family.at(address::PARENT, 7000), 5).unwrap();
-        // So that much is still on its way when the service is gone.
+        // So that all is over for the tunnel while much is still on its way.
+        client.shutdown(Shutdown::Write).unwrap();
         SockRef::from(&client).set_recv_buffer_size(65_536).unwrap();
         let got = pattern.compare(&mut Slow(client));
         assert_eq!(got.unwrap(), 24 * MIB, "{family:?}");

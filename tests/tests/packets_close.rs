@@ -224,7 +224,12 @@ fn a_reset_by_the_server_waits_for_a_reader_but_not_for_ever() {
         peer.expect_bytes(1, 1001);
         peer.send("A 1 ack 1001 win 0");
         reset(stream);
-        peer.expect_within("RA 1001 ack 1", Duration::from_secs(3));
+        // It may ask once whether the window is still shut.
+        let mut told = peer.next();
+        if (told.from, told.to) == (1001, 1002) {
+            told = peer.next();
+        }
+        assert_eq!((&told.flags[..], told.from), ("RA", 1001), "{told}");
     }
     bed.forgets_all();
 }

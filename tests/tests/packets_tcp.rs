@@ -5,7 +5,7 @@
 
 use netd_proto::handshake::Features;
 use netd_proto::offload::{NEEDS_CSUM, VnetHeader};
-use netd_tests::packets::{Script, Window, Wire, dropped, stream_bytes};
+use netd_tests::packets::{Script, Window, Wire, counted, dropped, stream_bytes};
 use netd_tests::{Family, Lab, Machine, address, connect, until};
 use socket2::SockRef;
 use std::io::{ErrorKind, Read, Write};
@@ -90,7 +90,7 @@ fn a_connect_is_answered_with_what_became_of_it() {
 
 #[test]
 fn a_repeated_syn_is_the_same_connection() {
-    let (_lab, _host, wire, listeners) = bed(Features::default());
+    let (_lab, host, wire, listeners) = bed(Features::default());
     for (family, listener) in Family::BOTH.into_iter().zip(&listeners) {
         let peer = wire.tcp(family, 40_000, server(family));
         for _ in 0..3 {
@@ -109,6 +109,8 @@ fn a_repeated_syn_is_the_same_connection() {
         peer.silent_for(MOMENT);
         let second = listener.accept().unwrap_err();
         assert_eq!(second.kind(), ErrorKind::WouldBlock, "{family:?}");
+        let flows = counted(&host, "flows_opened");
+        assert_eq!(flows, family as u64 + 1, "{family:?}");
     }
 }
 

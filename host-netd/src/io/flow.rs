@@ -202,7 +202,7 @@ impl FlowStream {
             self.reset(id, Broken::Read, &error);
         }
         // Where the enclave's window is shut, it may last until a read tells.
-        if self.failed || self.broken.is_some() {
+        if (self.failed && !self.finished) || self.broken.is_some() {
             flow.abort_behind(self.broken == Some(Broken::Read));
         }
         self.readable && !self.finished && flow.can_send()

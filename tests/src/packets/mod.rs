@@ -287,16 +287,22 @@ fn send_frame(mut stream: &UnixStream, kind: Kind, payload: &[u8]) {
 /// # Panics
 /// When it does not tell.
 pub fn dropped(host: &Process, reason: &str) -> u64 {
+    counted(host, reason)
+}
+
+/// A number of host-netd's report, such as `flows_opened`; 0 where it is not in it.
+///
+/// # Panics
+/// When it does not report.
+pub fn counted(host: &Process, name: &str) -> u64 {
     let before = host.log().len();
     host.signal(Signal::SIGUSR1);
     until(PATIENCE, "host-netd reports its counters", || {
         let log = host.log();
-        let (_, report) = log.get(before..)?.split_once("drops=")?;
-        let report = report.lines().next()?;
-        let count = report.split(' ').find_map(|word| {
-            let (name, count) = word.split_once('=')?;
-            (name == reason).then(|| count.parse().expect("a number"))
-        });
+        let (line, _) = log.get(before..)?.split_once('\n')?;
+        let report = line.contains("drops=").then_some(line)?;
+        let mut words = report.split([' ', '=']).skip_while(|word| *word != name);
+        let count = words.nth(1).map(|count| count.parse().expect("a number"));
         Some(count.unwrap_or(0))
     })
 }
