@@ -631,3 +631,44 @@ fn flows_of_all_enclaves_together_stay_below_the_limit_of_files() {
     assert!(!host.log().contains("no more open files"), "{}", host.log());
     assert!(report(&mut host, 2).contains("flow_limit="));
 }
+
+/// What a flow costs is computed at start; here it is measured.
+#[test]
+fn a_flow_costs_no_more_memory_than_was_reckoned() {
+    const EACH: u16 = 3000;
+    let lab = Lab::new();
+    let mut host = lab.start_host(&[]);
+    let at = Family::V4.at(address::SERVER, 7000);
+    let listener = lab.internet.inside(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.bind(&at.into()).unwrap();
+        // They wait in the kernel, which has room for that many.
+        socket.listen(i32::from(EACH)).unwrap();
+        socket
+    });
+    let mut rogue = Rogue::connect(&lab.link(), 1);
+    host.wait_log("session started", 5);
+    let before = resident(&host);
+    // The enclave's half of each connection stays.
+    let accepted = thread::spawn(move || (0..EACH).for_each(|_| drop(listener.accept().unwrap())));
+    for port in 1000..1000 + EACH {
+        rogue.send_packet(&Packets::udp(port, at, b"x"));
+        rogue.send_packet(&Packets::tcp(port, at, flag::SYN, (1, 0), &[]));
+        let ack = rogue.packet(5, |packet| match packet.transport() {
+            Transport::Tcp(tcp) if tcp.syn() => Some(tcp.sequence_number() + 1),
+            _ => None,
+        });
+        let numbers = (2, ack.expect("a SYN-ACK"));
+        rogue.send_packet(&Packets::tcp(port, at, flag::ACK, numbers, &[]));
+    }
+    accepted.join().unwrap();
+    let counted = report(&mut host, 1);
+    let flows = usize::from(2 * EACH);
+    assert!(counted.contains(&format!(" flows={flows} ")), "{counted}");
+    let grown = resident(&host) - before;
+    eprintln!(
+        "{flows} flows cost {grown} MiB: {} bytes each",
+        grown * MIB / flows
+    );
+    assert!(grown <= flows * 4096 / MIB + 2, "{grown} MiB");
+}
