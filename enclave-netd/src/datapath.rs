@@ -316,7 +316,8 @@ impl Datapath {
             };
             match self.guard.egress(&packet, seconds) {
                 Egress::Send if self.live.is_some() => {
-                    let run = self.gathers.then(|| Run::begin(&vnet, &packet)).flatten();
+                    let gathers = self.gathers && !self.guard.must_see(&packet);
+                    let run = gathers.then(|| Run::begin(&vnet, &packet)).flatten();
                     self.outbound.queue(n, run, &mut self.queue);
                 }
                 Egress::Send => {

@@ -1,9 +1,9 @@
 //! What a DNS answer says about a name (RFC 1035, 4.1), for rules that name hosts.
 //!
-//! Only as much as that takes: the question's name, and the addresses of the answer section
-//! whoever owns them, since a chain of aliases leads there. The message comes from the host and
-//! is hostile; a lie in it lets a program connect to a wrong address, where it meets the wrong
-//! certificate.
+//! Only as much as that takes: the question, by which an answer is told from one that nobody asked
+//! for, and the addresses of the answer section whoever owns them, since a chain of aliases leads
+//! there. The answer comes from the host and is hostile; a lie in it lets a program connect to a
+//! wrong address, where it meets the wrong certificate.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,10 +16,28 @@ const MAX_NAME: usize = 253;
 /// Addresses taken from one answer: resolvers hand programs fewer.
 const MAX_ADDRESSES: usize = 64;
 
+/// What is asked, and by which number the answer is known.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Question {
+    id: u16,
+    /// In lower case, without the last dot.
+    pub(crate) name: String,
+}
+
+impl Question {
+    /// Reads a message; `None` if it asks nothing, or about what no rule can name.
+    pub(crate) fn parse(message: &[u8]) -> Option<Question> {
+        let header = Header::parse(message)?;
+        (!header.is_answer)
+            .then(|| header.question(message))?
+            .map(|(question, _)| question)
+    }
+}
+
 /// The addresses of one name.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    pub(crate) name: String,
+    pub(crate) question: Question,
     pub(crate) addresses: Vec<IpAddr>,
     /// The longest time to live among them, in seconds.
     pub(crate) ttl: u32,
@@ -28,24 +46,17 @@ pub(crate) struct Answer {
 impl Answer {
     /// Reads a message; `None` if it is no successful answer with addresses.
     pub(crate) fn parse(message: &[u8]) -> Option<Answer> {
-        let mut reader = Reader {
-            rest: message.get(HEADER..)?,
-        };
-        let field = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
-        let (flags, questions, answers) = (field(2), field(4), field(6));
-        let is_answer = flags & 0x8000 != 0;
-        let is_error = flags & 0x000F != 0;
-        if !is_answer || is_error || questions != 1 {
+        let header = Header::parse(message)?;
+        if !header.is_answer || header.is_error {
             return None;
         }
-        let name = reader.name()?;
-        reader.take(4)?;
+        let (question, mut reader) = header.question(message)?;
         let mut answer = Answer {
-            name,
+            question,
             addresses: Vec::new(),
             ttl: 0,
         };
-        for _ in 0..answers {
+        for _ in 0..header.answers {
             // Records behind the one that is cut off are lost; those before it count.
             let Some((address, ttl)) = reader.record() else {
                 break;
@@ -57,6 +68,39 @@ impl Answer {
             }
         }
         (!answer.addresses.is_empty()).then_some(answer)
+    }
+}
+
+struct Header {
+    id: u16,
+    is_answer: bool,
+    is_error: bool,
+    questions: u16,
+    answers: u16,
+}
+
+impl Header {
+    fn parse(message: &[u8]) -> Option<Header> {
+        let bytes = message.first_chunk::<HEADER>()?;
+        let field = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        Some(Header {
+            id: field(0),
+            is_answer: field(2) & 0x8000 != 0,
+            is_error: field(2) & 0x000F != 0,
+            questions: field(4),
+            answers: field(6),
+        })
+    }
+
+    /// The message's only question, and what follows it.
+    fn question<'a>(&self, message: &'a [u8]) -> Option<(Question, Reader<'a>)> {
+        let mut reader = Reader {
+            rest: message.get(HEADER..)?,
+        };
+        let name = (self.questions == 1).then(|| reader.name())??;
+        // Type and class.
+        reader.take(4)?;
+        Some((Question { id: self.id, name }, reader))
     }
 }
 
@@ -176,6 +220,14 @@ pub(crate) mod tests {
         bytes
     }
 
+    /// The question that [`message`] answers.
+    pub(crate) fn question(name: &str) -> Vec<u8> {
+        let mut bytes = vec![0x12, 0x34, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
+        bytes.extend(encoded(name));
+        bytes.extend([0, 1, 0, 1]);
+        bytes
+    }
+
     fn addresses() -> Vec<IpAddr> {
         ["192.0.2.1", "2001:db8::1"]
             .map(|a| a.parse().expect(a))
@@ -185,15 +237,28 @@ pub(crate) mod tests {
     #[test]
     fn the_addresses_behind_an_alias_belong_to_the_name_that_was_asked() {
         let answer = Answer::parse(&message("KMS.example.COM", &addresses(), 60));
-        let name = "kms.example.com".to_owned();
+        let question = Question {
+            id: 0x1234,
+            name: "kms.example.com".to_owned(),
+        };
         assert_eq!(
             answer,
             Some(Answer {
-                name,
+                question,
                 addresses: addresses(),
                 ttl: 60
             })
         );
+    }
+
+    #[test]
+    fn a_question_is_what_its_answer_repeats() {
+        let question = Question::parse(&question("KMS.example.com"));
+        let answer = Answer::parse(&message("kms.EXAMPLE.com", &addresses(), 60));
+        assert_eq!(question, answer.map(|answer| answer.question));
+        assert!(question.is_some());
+        let answer = message("a.example", &addresses(), 60);
+        assert_eq!(Question::parse(&answer), None);
     }
 
     #[test]
@@ -229,14 +294,14 @@ pub(crate) mod tests {
             mut changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
             garbage: Vec<u8>,
         ) {
-            let _ = Answer::parse(&garbage);
+            let _ = (Answer::parse(&garbage), Question::parse(&garbage));
             let mut bytes = message("a.example", &addresses(), 60);
             for (at, byte) in changes.drain(..) {
                 let at = at.index(bytes.len());
                 bytes[at] = byte;
             }
             if let Some(answer) = Answer::parse(&bytes) {
-                prop_assert!(answer.name.len() <= MAX_NAME);
+                prop_assert!(answer.question.name.len() <= MAX_NAME);
                 prop_assert!(answer.addresses.len() <= MAX_ADDRESSES);
             }
         }

@@ -23,7 +23,7 @@ pub fn read_config(text: &str) -> Result<String, String> {
 
 /// The name and the addresses that the guard takes from a DNS message.
 pub fn read_dns_answer(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
-    dns::Answer::parse(message).map(|answer| (answer.name, answer.addresses))
+    dns::Answer::parse(message).map(|answer| (answer.question.name, answer.addresses))
 }
 
 /// The guard as a configuration makes it.

@@ -3,8 +3,8 @@
 //! # Theory of operation
 //! The guard sees every packet between the tun and the link and keeps no table of flows: the
 //! kernel of the enclave has one already, and what it does not know it answers with a reset.
-//! The guard decides from the packet alone, from the configuration, and from two small memories
-//! of fixed size:
+//! The guard decides from the packet alone, from the configuration, and from small memories of
+//! fixed size:
 //!
 //! * when each local UDP port last sent something, by family. A datagram from outside enters only
 //!   for a published port or for one that sent within [`UDP_REPLY_WINDOW`](crate::limits::UDP_REPLY_WINDOW);
@@ -12,7 +12,8 @@
 //!   would forbid to *begin* a flow to them.
 //!
 //! Where a rule names a host, the answers of the gateway's resolver are read as they enter: they
-//! say which addresses the name has. (Answers over TCP are not read.)
+//! say which addresses the name has. An answer counts once, and only for a question that left
+//! before it. (Answers over TCP are not read.)
 //!
 //! For TCP the same is told by the flags: rules apply to the segment that opens a flow (SYN
 //! without ACK), and from outside that segment enters for published ports only.
@@ -30,7 +31,7 @@ use crate::config::Network;
 use crate::dns;
 use crate::drops::{DropReason, Drops};
 use crate::limits::{NAME_HOLDS_FOR, REFUSED_DATAGRAMS};
-use crate::memory::{Callers, LastSent, Seconds};
+use crate::memory::{Callers, LastSent, Questions, Seconds};
 use crate::ports::Published;
 use netd_proto::handshake::Features;
 use netd_proto::offload::VnetHeader;
@@ -117,6 +118,7 @@ pub(crate) struct Guard {
     sent4: LastSent,
     sent6: LastSent,
     callers: Callers,
+    asked: Questions,
     /// What the link agreed on.
     features: Features,
     refused: RefusedFragments,
@@ -134,6 +136,7 @@ impl Guard {
             sent4: LastSent::new(),
             sent6: LastSent::new(),
             callers: Callers::new(),
+            asked: Questions::default(),
             features: Features::default(),
             refused: RefusedFragments::default(),
             drops: Drops::default(),
@@ -195,7 +198,21 @@ impl Guard {
         if key.protocol == Protocol::Udp {
             self.last_sent(packet.is_ipv6()).record(key.src.port(), now);
         }
+        if self.must_see(packet)
+            && let Transport::Udp(udp) = packet.transport()
+            && let Some(question) = dns::Question::parse(udp.payload())
+        {
+            self.asked.record(key.src, question, now);
+        }
         Egress::Send
+    }
+
+    /// Whether the guard has to see each datagram of this flow, not just the first of several.
+    pub(crate) fn must_see(&self, packet: &Packet<'_>) -> bool {
+        let to_resolver = |key: FlowKey| {
+            key.protocol == Protocol::Udp && key.dst == self.addresses.resolver(packet.dst())
+        };
+        self.learns && packet.flow_key().is_some_and(to_resolver)
     }
 
     fn is_denied(&self, key: &FlowKey, now: Seconds) -> bool {
@@ -278,8 +295,9 @@ impl Guard {
                 }
                 if self.learns && from == self.addresses.resolver(packet.dst()) {
                     let size = vnet.datagram_size().map_or(usize::MAX, usize::from);
+                    let to = SocketAddr::new(packet.dst(), port);
                     for message in udp.payload().chunks(size) {
-                        self.learn(message, now);
+                        self.learn(to, message, now);
                     }
                 }
             }
@@ -301,11 +319,13 @@ impl Guard {
         Ok(Ingress::Deliver(vnet, packet))
     }
 
-    fn learn(&mut self, message: &[u8], now: Seconds) {
-        if let (Some(policy), Some(answer)) = (&mut self.policy, dns::Answer::parse(message)) {
+    fn learn(&mut self, to: SocketAddr, message: &[u8], now: Seconds) {
+        if let (Some(policy), Some(answer)) = (&mut self.policy, dns::Answer::parse(message))
+            && self.asked.take(to, &answer.question, now)
+        {
             let now = u64::from(now.0);
             let until = now + u64::from(answer.ttl).max(NAME_HOLDS_FOR.as_secs());
-            if !policy.learn(&answer.name, &answer.addresses, now, until) {
+            if !policy.learn(&answer.question.name, &answer.addresses, now, until) {
                 self.drops.count(DropReason::InNameForgotten);
             }
         }
@@ -396,5 +416,4 @@ fn is_unicast(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-#[path = "guard_tests.rs"]
 mod tests;

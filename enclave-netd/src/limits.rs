@@ -65,6 +65,10 @@ pub(crate) const CALLER_SLOTS: usize = 4096;
 /// one before the next of the same socket.
 pub(crate) const REFUSED_DATAGRAMS: usize = 16;
 
+/// DNS questions whose answers are waited for, where a rule names a host: four times what host-netd
+/// answers at once, and at most 300 KiB of names.
+pub(crate) const QUESTIONS: usize = 1024;
+
 /// How long an address belongs to its name at least, for rules that name hosts: programs keep
 /// addresses beyond their time to live, and a flow must not depend on the second.
 pub(crate) const NAME_HOLDS_FOR: Duration = Duration::from_secs(600);

@@ -1,6 +1,8 @@
-//! What the [`guard`](crate::guard) remembers: two tables of fixed size.
+//! What the [`guard`](crate::guard) remembers: three tables of fixed size.
 
-use crate::limits::{CALLER_SLOTS, UDP_REPLY_WINDOW};
+use crate::dns::Question;
+use crate::limits::{CALLER_SLOTS, QUESTIONS, UDP_REPLY_WINDOW};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 /// Seconds since the daemon started.
@@ -59,6 +61,33 @@ impl Callers {
         self.0[Self::slot(port, peer)].is_some_and(|(p, from, at)| {
             (p, from) == (port, peer) && now.0.saturating_sub(at.0) <= reply_window()
         })
+    }
+}
+
+/// The DNS questions that were asked last and not answered yet; the oldest is forgotten first.
+#[derive(Debug, Default)]
+pub(crate) struct Questions(VecDeque<(SocketAddr, Question, Seconds)>);
+
+impl Questions {
+    /// Takes note of a question from `from`, an address and port of ours.
+    pub(crate) fn record(&mut self, from: SocketAddr, question: Question, now: Seconds) {
+        if self.0.len() >= QUESTIONS {
+            self.0.pop_front();
+        }
+        self.0.push_back((from, question, now));
+    }
+
+    /// Whether `question` was asked from there. It is forgotten with this: one answer a question.
+    pub(crate) fn take(&mut self, from: SocketAddr, question: &Question, now: Seconds) -> bool {
+        let asked = self.0.iter().position(|(asker, asked, at)| {
+            *asker == from && asked == question && now.0.saturating_sub(at.0) <= reply_window()
+        });
+        asked.is_some_and(|index| self.0.remove(index).is_some())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 }
 
