@@ -5,6 +5,7 @@ use crate::datapath::Datapath;
 use crate::guard::{Addresses, Guard};
 use crate::link::Connector;
 use crate::network::Families;
+use crate::privileges::Needs;
 use crate::pump::{Command, Event, Pump};
 use crate::resolv_conf::ResolvConf;
 use crate::supervisor::{Notifier, Signals, Supervisor};
@@ -142,7 +143,11 @@ fn run(cli: Cli, config: Config, log: &Log) -> Result<u8> {
         || resolv_conf
             .as_ref()
             .is_some_and(ResolvConf::is_in_foreign_folder);
-    privileges::drop_all_but_needed(foreign_files).context("cannot drop capabilities")?;
+    let needs = Needs {
+        command: !cli.command.is_empty(),
+        foreign_files,
+    };
+    privileges::drop_all_but_needed(needs).context("cannot drop capabilities")?;
     log.detach().context("cannot start a thread")?;
 
     let command = (!cli.command.is_empty()).then_some(cli.command);

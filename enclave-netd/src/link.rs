@@ -6,7 +6,7 @@
 //! enclaves do not knock in step when their parent's daemon returns.
 
 use crate::limits::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_REFUSED, CONNECT_TIMEOUT};
-use crate::socket;
+use crate::{privileges, socket};
 use netd_proto::address::LinkAddress;
 use netd_proto::control::Reason;
 use netd_proto::frame::{Decoder, FrameError, Kind, header};
@@ -80,6 +80,7 @@ impl Connector {
         thread::Builder::new()
             .name("connector".into())
             .spawn(move || {
+                privileges::drop_in_thread(matches!(address, LinkAddress::Unix(_)));
                 let mut backoff = Backoff::default();
                 while wanted.recv().is_ok() {
                     let link = connect(&address, hello, &mut backoff);

@@ -25,6 +25,7 @@
 
 use crate::datapath::{Datapath, LinkEnd};
 use crate::link::{Connector, Link};
+use crate::privileges;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::io::{self, ErrorKind};
@@ -69,6 +70,7 @@ pub(crate) struct Pump<N> {
 impl<N: FnMut(Event)> Pump<N> {
     /// Runs until told to stop, or until the tun fails; that is told by [`Event::Failed`].
     pub(crate) fn run(mut self) {
+        privileges::drop_in_thread(false);
         if let Err(error) = self.turn_for_ever() {
             (self.notify)(Event::Failed(error));
         }

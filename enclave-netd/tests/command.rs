@@ -147,6 +147,56 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("{name}: {status}"))
 }
 
+const NOTHING: &str = "0000000000000000";
+
+/// The status files of all threads.
+fn threads(daemon: &Daemon) -> Vec<String> {
+    let path = format!("/proc/{}/task", daemon.pid());
+    let tasks = std::fs::read_dir(path).expect("it runs").flatten();
+    tasks
+        .map(|task| std::fs::read_to_string(task.path().join("status")).expect("it runs"))
+        .collect()
+}
+
+fn thread_status(daemon: &Daemon, name: &str) -> String {
+    let line = format!("Name:\t{name}\n");
+    let mut all = threads(daemon).into_iter();
+    all.find(|status| status.starts_with(&line)).expect(name)
+}
+
+#[test]
+fn without_a_command_no_thread_keeps_anything() {
+    in_enclave(|enclave| {
+        let host = Host::listen(&enclave);
+        let mut daemon = enclave.start(&[]);
+        let _link = host.accept();
+        daemon.wait_for("ready");
+        for status in threads(&daemon) {
+            let thread = field(&status, "Name");
+            // The link is a socket of another user here.
+            let kept = if thread.ends_with("pump") {
+                NOTHING
+            } else {
+                "0000000000000002"
+            };
+            for (name, value) in [
+                ("CapEff", kept),
+                ("CapPrm", kept),
+                ("CapInh", NOTHING),
+                ("CapBnd", NOTHING),
+                ("CapAmb", NOTHING),
+                ("NoNewPrivs", "1"),
+            ] {
+                assert_eq!(
+                    field(&status, name),
+                    format!("{name}:\t{value}"),
+                    "{thread}"
+                );
+            }
+        }
+    });
+}
+
 #[test]
 fn it_inherits_what_it_would_have_without_the_daemon() {
     in_enclave(|enclave| {
@@ -189,13 +239,27 @@ fn it_inherits_what_it_would_have_without_the_daemon() {
         }
         assert_eq!(field(&with, "SigBlk"), "SigBlk:\t0000000000000000");
 
-        let path = format!("/proc/{}/task", daemon.pid());
-        for task in std::fs::read_dir(path).expect("it runs").flatten() {
-            let status = std::fs::read_to_string(task.path().join("status")).expect("it runs");
-            // CAP_DAC_OVERRIDE and CAP_KILL.
-            assert_eq!(field(&status, "CapPrm"), "CapPrm:\t0000000000000022");
-            assert_eq!(field(&status, "CapEff"), "CapEff:\t0000000000000022");
+        // It sends signals, and connects to a socket of another user; the pump does neither.
+        let kill_and_files = "0000000000000022";
+        for (thread, kept, none_new) in [
+            ("enclave-netd", kill_and_files, "0"),
+            ("connector", "0000000000000002", "1"),
+            ("pump", NOTHING, "1"),
+        ] {
+            let status = thread_status(&daemon, thread);
+            for (name, value) in [
+                ("CapEff", kept),
+                ("CapPrm", kept),
+                ("CapInh", NOTHING),
+                ("CapAmb", NOTHING),
+                ("NoNewPrivs", none_new),
+            ] {
+                let expected = format!("{name}:\t{value}");
+                assert_eq!(field(&status, name), expected, "{thread}");
+            }
+            assert_eq!(field(&status, "CapBnd"), field(&without, "CapBnd"));
         }
+        assert_eq!(threads(&daemon).len(), 3);
     });
 }
 
