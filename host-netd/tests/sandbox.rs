@@ -10,6 +10,7 @@
 use host_netd::sandbox::{Files, Mode, enter};
 use nix::errno::Errno;
 use nix::libc::{self, c_int, c_long};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use socket2::{Domain, Socket, Type};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -24,7 +25,11 @@ use std::ptr;
 const ATTEMPT: &str = "NETD_TEST_ATTEMPT";
 const FOLDER: &str = "NETD_TEST_FOLDER";
 const SANDBOX: &str = "NETD_TEST_SANDBOX";
-/// Exit status of a panic. No attempt fails with the errno of that number.
+/// The call that the kernel is to be without.
+const LACKING: &str = "NETD_TEST_LACKING";
+/// Exit status where the sandbox could not be entered.
+const NO_SERVICE: i32 = 102;
+/// Exit status of a panic. No attempt fails with an errno of this or the former number.
 const PANICKED: i32 = 101;
 
 /// How an attempt ended.
@@ -33,9 +38,10 @@ enum Outcome {
     Done,
     Failed(Errno),
     Ended(c_int),
+    NoService,
 }
 
-use Outcome::{Done, Ended, Failed};
+use Outcome::{Done, Ended, Failed, NoService};
 
 const INTRUDER: Outcome = Ended(libc::SIGSYS);
 const NO_SUCH_CALL: Outcome = Failed(Errno::ENOSYS);
@@ -213,6 +219,7 @@ fn main() {
         attempt(&name.into_string().expect("a name"));
     }
     what_an_intruder_tries_is_stopped_and_the_work_goes_on();
+    a_kernel_without_it_will_do_unless_it_is_required();
 }
 
 fn what_an_intruder_tries_is_stopped_and_the_work_goes_on() {
@@ -241,19 +248,43 @@ fn what_an_intruder_tries_is_stopped_and_the_work_goes_on() {
     assert_eq!(outcome(BIND.0, false), Done);
 }
 
-/// Has another process make the attempt.
+fn a_kernel_without_it_will_do_unless_it_is_required() {
+    let (program, file) = (INTRUSIONS[0].0, CLOSED[0].0);
+    for lacking in [libc::SYS_landlock_create_ruleset, libc::SYS_seccomp] {
+        let outcome = |mode, name| outcome_where(name, mode, Some(lacking));
+        assert_eq!(outcome("require", file), NoService, "call {lacking}");
+        // The other half is in force.
+        if lacking == libc::SYS_seccomp {
+            assert_eq!(outcome("auto", file), NO_ACCESS);
+        } else {
+            assert_eq!(outcome("auto", program), INTRUDER);
+            assert_eq!(outcome("auto", file), Done);
+        }
+    }
+}
+
 fn outcome(name: &str, sandbox: bool) -> Outcome {
+    outcome_where(name, if sandbox { "require" } else { "off" }, None)
+}
+
+/// Has another process make the attempt.
+fn outcome_where(name: &str, mode: &str, lacking: Option<c_long>) -> Outcome {
     let dir = tempfile::tempdir().expect("made");
     set_scene(dir.path()).expect("made");
     let output = Command::new(std::env::current_exe().expect("known"))
         .env(ATTEMPT, name)
         .env(FOLDER, dir.path())
-        .env(SANDBOX, if sandbox { "require" } else { "off" })
+        .env(SANDBOX, mode)
+        .env(
+            LACKING,
+            lacking.map_or(String::new(), |call| call.to_string()),
+        )
         .env("RUST_BACKTRACE", "1")
         .output()
         .expect("it runs");
     match (output.status.code(), output.status.signal()) {
         (Some(0), _) => Done,
+        (Some(NO_SERVICE), _) => NoService,
         (Some(PANICKED), _) => panic!("{name}: {}", String::from_utf8_lossy(&output.stderr)),
         (Some(errno), _) => Failed(Errno::from_raw(errno)),
         (None, signal) => Ended(signal.expect("it ended")),
@@ -289,11 +320,27 @@ fn attempt(name: &str) -> ! {
         resolv_conf: scene.path("etc/resolv.conf"),
         socket: Some(scene.path("run/socket")),
     };
-    enter(mode, &files).expect("this kernel has seccomp and landlock");
+    if let Ok(call) = std::env::var(LACKING).expect("set").parse() {
+        lose(call);
+    }
+    if let Err(error) = enter(mode, &files) {
+        eprintln!("{error:#}");
+        exit(NO_SERVICE);
+    }
     match attempt(&scene) {
         Ok(()) => exit(0),
         Err(error) => exit(error.raw_os_error().expect("of the kernel")),
     }
+}
+
+/// Makes the kernel one that does not have this call.
+fn lose(call: c_long) {
+    let refuse = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let arch = std::env::consts::ARCH.try_into().expect("known");
+    let rules = [(call, vec![])].into();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch);
+    let program: BpfProgram = filter.expect("valid").try_into().expect("short");
+    seccompiler::apply_filter(&program).expect("this kernel has seccomp");
 }
 
 fn unexpected() -> io::Error {
