@@ -102,6 +102,7 @@ impl Live {
 
 impl Datapath {
     pub(crate) fn new(tun: Tun, guard: Guard, addresses: Addresses, is_vsock: bool) -> Datapath {
+        let now = Instant::now();
         Datapath {
             tun,
             tun_ready: true,
@@ -113,8 +114,8 @@ impl Datapath {
             gathers: false,
             reply: Reply::new(),
             live: None,
-            sweep: None,
-            started: Instant::now(),
+            sweep: Some(Sweep::new(now)),
+            started: now,
         }
     }
 

@@ -82,6 +82,8 @@ impl<N: FnMut(Event)> Pump<N> {
         self.poll
             .registry()
             .register(&mut SourceFd(&tun), TUN, Interest::READABLE)?;
+        // Before there is a link: what an enclave-netd that was killed left open.
+        self.datapath.sweep_if_due(Instant::now())?;
         self.connector.request();
         let mut events = Events::with_capacity(8);
         loop {

@@ -1,4 +1,5 @@
-//! Ends every open flow when the link is lost.
+//! Ends every open flow when the link is lost, and at the start those of an enclave-netd that was
+//! killed: its programs may live on.
 //!
 //! # Why it takes a trick
 //! The host forgets all flows with the link, so each socket in the enclave has to be reset, also

@@ -7,15 +7,15 @@
 //! does not hold, or standard error does not take, is left out and counted; the log tells how many
 //! lines are missing as soon as it can.
 //!
-//! Until [`Log::detach`] lines are written where they are made: a daemon sets itself up in one
-//! thread, because privileges belong to threads and new ones inherit them.
+//! Until [`Log::detach`] lines only wait: a daemon sets itself up in one thread, because privileges
+//! belong to threads and new ones inherit them. A daemon that ends before writes them at its end.
 
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal, Write, stderr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
@@ -37,15 +37,19 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    queue: OnceLock<SyncSender<Message>>,
+    queue: SyncSender<Message>,
     lost: AtomicU64,
 }
 
 /// The log; what waits is written when it is dropped.
 #[derive(Debug)]
-pub struct Log(Arc<Shared>);
+pub struct Log {
+    shared: Arc<Shared>,
+    /// Until there is a thread that has it.
+    messages: Mutex<Option<Receiver<Message>>>,
+}
 
 /// Where `tracing` writes to.
 #[derive(Clone, Debug)]
@@ -54,46 +58,59 @@ struct Lines(Arc<Shared>);
 impl Log {
     /// Begins to log what passes the filter; `with_target` tells which module each line is from.
     pub fn start(filter: EnvFilter, with_target: bool) -> Log {
-        let shared = Arc::new(Shared::default());
+        let (shared, messages) = Shared::new(WAITING);
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_target(with_target)
             .with_ansi(stderr().is_terminal())
             .with_writer(Lines(Arc::clone(&shared)))
             .init();
-        Log(shared)
+        Log {
+            shared,
+            messages: Mutex::new(Some(messages)),
+        }
     }
 
-    /// From now on a thread of its own writes, and nobody else waits for the log.
+    /// From now on a thread of its own writes. To be called once the daemon has set itself up.
     ///
     /// # Errors
     /// The thread could not be started.
     pub fn detach(&self) -> io::Result<()> {
-        let shared = Arc::clone(&self.0);
-        let (queue, messages) = sync_channel(WAITING);
-        thread::Builder::new()
-            .name("log".into())
-            .spawn(move || write_all(&messages, &shared, stderr))?;
-        // Detaching twice would be one thread that nobody writes to, which ends at once.
-        let _ = self.0.queue.set(queue);
+        let shared = Arc::clone(&self.shared);
+        if let Some(messages) = self.take() {
+            thread::Builder::new()
+                .name("log".into())
+                .spawn(move || write_all(&messages, &shared, stderr))?;
+        }
         Ok(())
+    }
+
+    fn take(&self) -> Option<Receiver<Message>> {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.take()
     }
 
     /// Writes a line that is no event.
     pub fn say(&self, line: &str) {
-        self.0.put(format!("{line}\n").as_bytes());
+        self.shared.put(format!("{line}\n").as_bytes());
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        let Some(queue) = self.0.queue.get() else {
+        if let Some(messages) = self.take() {
+            for message in messages.try_iter() {
+                if let Message::Line(line) = message {
+                    // Not even a line about it could be written.
+                    let _ = stderr().write_all(&line);
+                }
+            }
             return;
-        };
+        }
         let (written, all_written) = sync_channel(1);
         let deadline = Instant::now() + LAST_WORDS;
         let mut flush = Message::Flush(written);
-        while let Err(TrySendError::Full(back)) = queue.try_send(flush) {
+        while let Err(TrySendError::Full(back)) = self.shared.queue.try_send(flush) {
             if Instant::now() >= deadline {
                 return;
             }
@@ -105,13 +122,14 @@ impl Drop for Log {
 }
 
 impl Shared {
+    fn new(waiting: usize) -> (Arc<Shared>, Receiver<Message>) {
+        let (queue, messages) = sync_channel(waiting);
+        let lost = AtomicU64::new(0);
+        (Arc::new(Shared { queue, lost }), messages)
+    }
+
     fn put(&self, line: &[u8]) {
-        let Some(queue) = self.queue.get() else {
-            // Not even a line about it could be written.
-            let _ = stderr().write_all(line);
-            return;
-        };
-        if queue.try_send(Message::Line(line.to_vec())).is_err() {
+        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -137,7 +155,7 @@ impl Write for Lines {
     }
 }
 
-/// Writes lines until nobody can make more.
+/// Writes lines for as long as the process lives.
 fn write_all<W: Write>(messages: &Receiver<Message>, shared: &Shared, out: impl Fn() -> W) {
     for message in messages {
         let line = match message {
@@ -187,19 +205,15 @@ mod tests {
 
     #[test]
     fn a_full_queue_loses_lines_and_never_waits() {
-        let shared = Shared::default();
-        let (queue, messages) = sync_channel(2);
-        shared.queue.set(queue).expect("not set yet");
-        for _ in 0..5 {
-            shared.put(b"line\n");
-        }
+        let (shared, messages) = Shared::new(2);
+        (0..5).for_each(|_| shared.put(b"line\n"));
         assert_eq!(shared.lost.load(Ordering::Relaxed), 3);
         assert_eq!(messages.try_iter().count(), 2);
     }
 
     #[test]
     fn what_is_refused_is_counted_and_later_lines_are_written() {
-        let shared = Shared::default();
+        let (shared, _) = Shared::new(1);
         let reader = Mutex::new((false, Vec::new()));
         let pass = |line: &[u8]| {
             let (queue, messages) = sync_channel(1);

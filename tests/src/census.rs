@@ -75,8 +75,17 @@ impl Census {
             };
             self.count(format!("{name}: file {kind}"));
         }
-        let threads = entries(&format!("/proc/{pid}/task")).len();
-        self.set(&format!("{name}: threads"), threads);
+        /// Of tokio's pool for work that blocks: they come and go with the work.
+        const POOL: &str = "tokio-rt-worker";
+        for thread in entries(&format!("/proc/{pid}/task")) {
+            let own = fs::read_to_string(format!("{thread}/comm")).unwrap_or_default();
+            let own = own.trim_end();
+            // A session's thread carries the session's number.
+            let kind = own.split(' ').next().unwrap_or_default();
+            if !own.is_empty() && own != POOL {
+                self.count(format!("{name}: thread {kind}"));
+            }
+        }
     }
 
     fn sockets(&mut self, name: &str, machine: &Machine, file: &str) {

@@ -40,6 +40,6 @@ pub use machine::Machine;
 pub use process::{Done, Process};
 pub use rogue::{Packets, Rogue, dns_query, flag, frame};
 pub use servers::{Nginx, Server};
-pub use streams::{Pattern, connect, echo_compared, echo_server, serve};
+pub use streams::{Pattern, connect, echo_compared, echo_server, serve, works_again};
 pub use tap::{Direction, Tap};
 pub use wait::{Deadline, repeats, until};

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::machine::Machine;
+use crate::wait::until;
 
 /// Longer than any buffer on the way and no multiple of any size: a shift by one is seen.
 const PERIOD: usize = 4 * 1024 * 1024 + 4099;
@@ -170,4 +171,18 @@ pub fn echo_server(machine: &Machine, at: SocketAddr) -> SocketAddr {
         }
         let _ = stream.shutdown(Shutdown::Write);
     })
+}
+
+/// Waits until a new request to an echo server works, for two seconds at most.
+///
+/// # Panics
+/// When it does not.
+pub fn works_again(machine: &Machine, echo: SocketAddr) {
+    until(2, "a new request works", || {
+        let mut stream = connect(machine, echo, 1).ok()?;
+        stream.write_all(b"again").ok()?;
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).ok()?;
+        (&answer == b"again").then_some(())
+    });
 }

@@ -4,12 +4,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 /// What has passed is kept up to this size in each direction.
 const KEPT: usize = 64 * 1024 * 1024;
+/// More bytes than ever pass.
+const UNCUT: i64 = i64::MAX;
 
 /// A direction of the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +22,11 @@ pub enum Direction {
     Down,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     passed: [Mutex<Vec<u8>>; 2],
+    /// Bytes that may still pass before the link is cut.
+    left: [AtomicI64; 2],
     recording: AtomicBool,
     connections: AtomicUsize,
     state: Mutex<State>,
@@ -46,8 +50,14 @@ pub struct Tap {
 impl Tap {
     /// Listens on `path` and joins every connection to host-netd at `host`.
     pub fn new(path: &Path, host: &Path) -> Tap {
-        let shared = Arc::new(Shared::default());
-        shared.recording.store(true, Ordering::Relaxed);
+        let shared = Arc::new(Shared {
+            passed: Default::default(),
+            left: [UNCUT, UNCUT].map(AtomicI64::new),
+            recording: AtomicBool::new(true),
+            connections: AtomicUsize::new(0),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let listener = UnixListener::bind(path).expect("the tap's path is free");
         let (ours, host) = (Arc::clone(&shared), host.to_owned());
         thread::spawn(move || {
@@ -88,6 +98,12 @@ impl Tap {
             let _ = stream.shutdown(Shutdown::Both);
         }
         self.shared.changed.notify_all();
+    }
+
+    /// Cuts the link, or the next one, once, when so many more bytes have passed in a direction.
+    pub fn cut_after(&self, direction: Direction, bytes: usize) {
+        let bytes = i64::try_from(bytes).expect("less than ever pass");
+        self.shared.left[direction as usize].store(bytes, Ordering::Relaxed);
     }
 
     /// Lets new links through.
@@ -160,7 +176,7 @@ impl Shared {
     fn relay(&self, direction: Direction, mut from: UnixStream, mut to: UnixStream) {
         let mut buffer = vec![0; 256 * 1024];
         loop {
-            let n = match from.read(&mut buffer) {
+            let mut n = match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => n,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -171,18 +187,32 @@ impl Shared {
                 state = self.changed.wait(state).unwrap();
             }
             drop(state);
+            let is_last = self.is_cut_amid(direction, &mut n);
             if self.recording.load(Ordering::Relaxed) {
                 let mut passed = self.passed[direction as usize].lock().unwrap();
                 assert!(passed.len() + n <= KEPT, "stop_recording() before bulk");
                 passed.extend_from_slice(&buffer[..n]);
             }
-            if to.write_all(&buffer[..n]).is_err() {
+            if to.write_all(&buffer[..n]).is_err() || is_last {
                 break;
             }
         }
         // The link knows no half-close: when one way ends, so does the other.
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
+    }
+
+    /// Whether the link is to be cut amid the next `n` bytes, which become those before the cut.
+    fn is_cut_amid(&self, direction: Direction, n: &mut usize) -> bool {
+        let left = &self.left[direction as usize];
+        let asked = i64::try_from(*n).expect("a buffer is small");
+        let allowed = left.fetch_sub(asked, Ordering::Relaxed);
+        let is_cut = allowed < asked;
+        if is_cut {
+            left.store(UNCUT, Ordering::Relaxed);
+            *n = usize::try_from(allowed).unwrap_or(0);
+        }
+        is_cut
     }
 }
 

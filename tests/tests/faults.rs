@@ -4,7 +4,7 @@
 
 use netd_tests::{
     Daemons, Direction, Family, Lab, Pattern, address, connect, echo_compared, echo_server, serve,
-    until,
+    until, works_again,
 };
 use nix::libc::ECONNRESET;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -77,19 +77,6 @@ fn outage(lab: &Lab, at: &Bystanders, enclave_address: &str, break_it: impl FnOn
     assert_eq!(interface(lab), enclave_address, "the interface changed");
 }
 
-/// Asserts that a new request works within two seconds.
-fn works_again(lab: &Lab, echo: SocketAddr) {
-    let back = Instant::now();
-    until(2, "a new request works", || {
-        let mut stream = connect(&lab.enclave, echo, 1).ok()?;
-        stream.write_all(b"again").ok()?;
-        let mut answer = [0; 5];
-        stream.read_exact(&mut answer).ok()?;
-        (&answer == b"again").then_some(())
-    });
-    assert!(back.elapsed() < Duration::from_secs(2));
-}
-
 #[test]
 fn alone_a_cut_link_resets_what_was_open_and_new_requests_work() {
     let lab = Lab::new();
@@ -100,7 +87,7 @@ fn alone_a_cut_link_resets_what_was_open_and_new_requests_work() {
     for _ in 0..3 {
         outage(&lab, &at, &before, || tap.cut());
         tap.mend();
-        works_again(&lab, at.echo);
+        works_again(&lab.enclave, at.echo);
     }
 }
 
@@ -122,7 +109,7 @@ fn alone_host_netd_killed_resets_what_was_open_and_new_requests_work() {
         // The socket file that kill -9 leaves is taken over.
         assert_eq!(lab.link().exists(), by_force);
         daemons.host = lab.start_host(&[]);
-        works_again(&lab, at.echo);
+        works_again(&lab.enclave, at.echo);
     }
 }
 
@@ -167,7 +154,7 @@ fn a_link_that_goes_silent_is_given_up() {
     let error = open.read(&mut [0]).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(ECONNRESET));
     tap.thaw();
-    works_again(&lab, echo);
+    works_again(&lab.enclave, echo);
     daemons.host.wait_log("session ended", 25);
 }
 
@@ -201,7 +188,7 @@ fn garbage_on_the_link_ends_that_link_only() {
             .enclave
             .wait_log_times("link to the parent lost", round + 1, 10);
         daemons.host.wait_log_times("session ended", round + 1, 10);
-        works_again(&lab, echo);
+        works_again(&lab.enclave, echo);
     }
     assert_eq!(tap.connections(), 3);
 }
@@ -219,7 +206,7 @@ fn packets_that_nobody_makes_are_counted_and_nothing_ends() {
         tap.inject(Direction::Up, &frame(packet));
         tap.inject(Direction::Down, &frame(packet));
     }
-    works_again(&lab, echo);
+    works_again(&lab.enclave, echo);
     assert_eq!(tap.connections(), 1, "{}", daemons.enclave.log());
     daemons.host.signal(nix::sys::signal::Signal::SIGUSR1);
     daemons.host.wait_log("malformed=", 5);
@@ -247,7 +234,7 @@ fn enclave_netd_killed_starts_anew() {
     daemons.host.wait_log("session ended", 5);
     assert!(!lab.enclave.proc_net("dev").contains("netd0"));
     daemons.enclave = lab.start_enclave("");
-    works_again(&lab, echo);
+    works_again(&lab.enclave, echo);
     assert!(daemons.enclave.terminate().success());
     assert_eq!(lab.enclave.resolv_conf(), resolv_conf);
 }

@@ -178,9 +178,9 @@ impl Report<'_> {
         for what in [
             "flows",
             "host-netd: file",
-            "host-netd: threads",
+            "host-netd: thread",
             "enclave-netd: file",
-            "enclave-netd: threads",
+            "enclave-netd: thread",
             "enclave: ",
             "parent: ",
             "internet: ",
@@ -194,6 +194,8 @@ impl Report<'_> {
                 "internet: " => "sockets of the servers",
                 "host-netd: file" => "host-netd: open files",
                 "enclave-netd: file" => "enclave-netd: open files",
+                "host-netd: thread" => "host-netd: threads",
+                "enclave-netd: thread" => "enclave-netd: threads",
                 "files in" => "files of the link and in the enclave's /etc",
                 _ => what,
             };
