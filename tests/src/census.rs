@@ -65,6 +65,7 @@ impl Census {
             };
             let target = target.to_string_lossy();
             let kind = match target.split_once(":[") {
+                // A link's socket was made in the enclave's network, and has no kind here.
                 Some(("socket", inode)) => kinds
                     .get(inode.trim_end_matches(']'))
                     .map_or("socket", String::as_str),

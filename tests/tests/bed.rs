@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use netd_tests::{
-    Answer, Direction, FakeDns, Family, Lab, Pattern, Tap, address, echo_compared, echo_server,
-    until,
+    Answer, Census, Direction, FakeDns, Family, Lab, Pattern, Tap, address, echo_compared,
+    echo_server, until,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -174,6 +174,63 @@ fn a_tap_sees_cuts_and_freezes() {
     tap.cut();
     assert_eq!(near.read(&mut bytes).unwrap(), 0);
     assert_eq!(far.read(&mut bytes).unwrap(), 0);
+}
+
+#[test]
+fn a_tap_cuts_at_the_byte_it_is_told_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host_path, tap_path) = (dir.path().join("host"), dir.path().join("tap"));
+    let host = UnixListener::bind(&host_path).unwrap();
+    let tap = Tap::new(&tap_path, &host_path);
+    for (cut, expected) in [(Some(3), &b"hel"[..]), (Some(0), b""), (None, b"hello")] {
+        if let Some(bytes) = cut {
+            tap.cut_after(Direction::Up, bytes);
+        }
+        let mut near = UnixStream::connect(&tap_path).unwrap();
+        let (mut far, _) = host.accept().unwrap();
+        near.write_all(b"hello").unwrap();
+        if cut.is_none() {
+            near.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let mut came = Vec::new();
+        far.read_to_end(&mut came).unwrap();
+        assert_eq!(came, expected);
+    }
+}
+
+#[test]
+fn a_census_sees_one_file_one_thread_and_one_socket_more() {
+    let lab = Lab::new();
+    let mut daemons = lab.up_with(&["--publish", "7000/udp"], "");
+    let before = Census::of(&lab, &mut daemons);
+    assert!(before.beyond(&before).is_empty());
+    assert_eq!(before.total("host-netd: thread session"), 1);
+    assert_eq!(
+        before.total("namespaces"),
+        4,
+        "a network and a mount one each: {before}"
+    );
+
+    let socket = lab
+        .parent
+        .inside(|| UdpSocket::bind("192.0.2.1:9"))
+        .unwrap();
+    let other = lab.machine("other");
+    let link = lab.link_address();
+    let mut second = other.spawn(&lab.binary("enclave-netd"), &["--parent", &link]);
+    second.wait_log("ready", 10);
+    let after = Census::of(&lab, &mut daemons);
+
+    let beyond = after.beyond(&before).join("\n");
+    for what in [
+        "parent: udp socket",
+        "host-netd: thread session",
+        "host-netd: file socket",
+    ] {
+        assert!(beyond.contains(what), "{what}: {beyond}");
+    }
+    drop((socket, second));
+    Census::assert_no_more_than(&before, 10, &lab, &mut daemons);
 }
 
 #[test]
