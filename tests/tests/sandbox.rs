@@ -111,12 +111,24 @@ mod intruder {
         waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap()
     }
 
+    /// Stops a thread where it waits for events, which is what it does most of the time.
+    fn stop(thread: Pid) -> libc::user_regs_struct {
+        until(10, "the thread waits for events", || {
+            ptrace::attach(thread).unwrap();
+            assert!(matches!(wait_for(thread), WaitStatus::Stopped(..)));
+            let registers = ptrace::getregs(thread).unwrap();
+            if registers.orig_rax.cast_signed() == libc::SYS_epoll_wait {
+                return Some(registers);
+            }
+            ptrace::detach(thread, None).unwrap();
+            None
+        })
+    }
+
     /// Has a thread make a call with a text as its second argument, and otherwise go on as before.
     /// Tells what the kernel returned, or nothing if that was the thread's end.
     fn inject(thread: Pid, number: c_long, first: c_long, text: &str) -> Option<i64> {
-        ptrace::attach(thread).unwrap();
-        assert!(matches!(wait_for(thread), WaitStatus::Stopped(..)));
-        let before = ptrace::getregs(thread).unwrap();
+        let before = stop(thread);
         // Below what the thread's own code uses of its stack.
         let address = (before.rsp - 4096) & !7;
         let mut bytes = text.as_bytes().to_vec();
@@ -128,7 +140,7 @@ mod intruder {
         }
         let mut registers = before;
         registers.rax = number.cast_unsigned();
-        // It waits in epoll_wait: the two bytes behind it are its system call's instruction.
+        // The two bytes behind it are the instruction of its system call.
         registers.rip -= 2;
         registers.orig_rax = u64::MAX;
         (registers.rdi, registers.rsi, registers.rdx) = (first.cast_unsigned(), address, 0);

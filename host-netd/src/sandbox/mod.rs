@@ -4,9 +4,9 @@
 //! the process over, it must not gain the parent with it. So, after everything is read, bound and
 //! opened, and before the first link is accepted, the process gives up for good:
 //!
-//! * by **landlock** ([`files`]): every file but those that it reads while it runs, listening on a
+//! * by **landlock** (`files`): every file but those that it reads while it runs, listening on a
 //!   further TCP port, signals to others, abstract unix sockets;
-//! * by **seccomp** ([`calls`]): every system call that it does not need. What nothing but an
+//! * by **seccomp** (`calls`): every system call that it does not need. What nothing but an
 //!   intruder calls (execve, ptrace, mount, raw sockets ...) ends the process with SIGSYS; any other
 //!   call that is not on the list fails with ENOSYS, as on a kernel that does not have it. So a newer
 //!   libc falls back to what it did before instead of taking all enclaves down.
