@@ -89,6 +89,23 @@ impl Host {
         }
     }
 
+    /// Gives both buffers this size.
+    pub(crate) fn set_buffers(&mut self, bytes: usize) {
+        self.send_room = bytes;
+        self.receive_room = bytes;
+        self.interrupts = 0;
+    }
+
+    /// Bytes in the buffer for the program outside.
+    pub(crate) fn sending(&self) -> usize {
+        self.sending
+    }
+
+    /// Bytes of the program outside that were not read yet.
+    pub(crate) fn received(&self) -> usize {
+        self.received
+    }
+
     /// Room for what the program outside writes.
     fn room(&self) -> usize {
         self.receive_room - self.received

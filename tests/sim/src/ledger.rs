@@ -117,6 +117,16 @@ impl Ledger {
         self.programs[side as usize].stream
     }
 
+    /// Bytes it wrote.
+    pub(crate) fn written(&self, side: Side) -> u64 {
+        self.programs[side as usize].wrote
+    }
+
+    /// Bytes it read.
+    pub(crate) fn has_read(&self, side: Side) -> u64 {
+        self.programs[side as usize].read
+    }
+
     /// A program wrote bytes.
     pub(crate) fn wrote(&mut self, side: Side, bytes: usize) {
         let program = self.program(side);

@@ -30,12 +30,16 @@
 mod datagrams;
 mod host;
 mod ledger;
+mod path;
 mod random;
 mod schedule;
 mod stream;
 mod tcp;
+mod transfer;
 mod wire;
 mod world;
 
+pub use path::Conditions;
 pub use random::Random;
 pub use schedule::{Failure, Schedule};
+pub use transfer::{Direction, FILE, direct, tunnelled};

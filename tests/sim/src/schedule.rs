@@ -5,6 +5,7 @@
 
 use crate::ledger::Side;
 use crate::random::Random;
+use crate::tcp::Tcp;
 use crate::world::{GATEWAY4, GATEWAY6, World, enclave};
 use host_netd::engine::DialError;
 use netd_proto::build::IcmpError;
@@ -12,9 +13,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// Time that a fair end may wait for timers: of the enclave's kernel, which asks after a window
-/// whose opening it was told of, and of nobody else. More means that something stands still.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time that open connections may stand still at a fair end: for delayed acknowledgements, which the
+/// window may wait for. A connection that waits for anything else waits in vain.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+/// The same for handshakes, of which the enclave ignored some SYNs.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Rounds of a fair end: many times what the longest schedule needs.
 const ROUNDS: usize = 100_000;
@@ -407,7 +411,7 @@ fn everything_once(world: &mut World) {
 /// their halves, dials are answered, the link is empty.
 fn end(world: &mut World) {
     world.fair = true;
-    let mut waited = Duration::ZERO;
+    let (mut waited, mut waited_for_handshakes) = (Duration::ZERO, Duration::ZERO);
     for _ in 0..ROUNDS {
         let moved = world.moved;
         let mut busy = !are_read_up(world) || world.datagrams_wait();
@@ -437,9 +441,15 @@ fn end(world: &mut World) {
             panic!("everything stands still: {}", open_ones(world));
         };
         let time = at.saturating_duration_since(world.now);
-        waited += time;
+        let open = (world.connections.iter())
+            .any(|one| one.flow.is_some() && (one.tcp.as_ref()).is_some_and(Tcp::is_open));
+        if open {
+            waited += time;
+        } else {
+            waited_for_handshakes += time;
+        }
         assert!(
-            waited < PATIENCE,
+            waited < PATIENCE && waited_for_handshakes < HANDSHAKE_PATIENCE,
             "nothing moves for {time:?}: {}",
             open_ones(world)
         );
@@ -460,7 +470,7 @@ fn wind_up(world: &mut World, index: usize) {
         world.answer(index, answer);
     }
     let connection = &world.connections[index];
-    let connecting = (connection.tcp.as_ref()).is_some_and(crate::tcp::Tcp::is_connecting);
+    let connecting = (connection.tcp.as_ref()).is_some_and(Tcp::is_connecting);
     if connecting && connection.flow.is_none() {
         // Nobody answers: the program does not wait for its kernel's next SYN.
         world.enclave_closes(index, false);

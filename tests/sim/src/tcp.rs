@@ -80,6 +80,24 @@ impl Habits {
     }
 }
 
+impl Habits {
+    /// As Linux is over a tun device of 1500 bytes, with a program that does nothing but read or
+    /// write.
+    pub(crate) fn linux() -> Habits {
+        Habits {
+            mss: 1460,
+            scale: Some(7),
+            receive_buffer: 6 << 20,
+            send_buffer: 4 << 20,
+            longest: 44 * 1460,
+            offload_checksum: true,
+            delays_acks: true,
+            keeps_alive: false,
+            fin_needs_window: true,
+        }
+    }
+}
+
 /// What a program, or the ledger for it, gets to see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Seen<'a> {
@@ -430,6 +448,8 @@ impl Tcp {
 
     /// Sends the oldest segment that was not acknowledged again, or asks after a shut window.
     fn repeat(&mut self, up: &mut VecDeque<Vec<u8>>, now: Instant) {
+        // Who had it before need not look at its acknowledgement and window.
+        let owed = (self.ack_now, self.ack_later);
         let end = self.written + 1;
         match self.phase {
             Phase::SynSent if self.sent > 0 => self.emit(SYN, 0, 0, up, now),
@@ -442,13 +462,10 @@ impl Tcp {
                 self.emit(flags, self.acked, bytes as usize, up, now);
             }
             // Below what was acknowledged: asks for an acknowledgement and its window.
-            Phase::Open => {
-                let owed = (self.ack_now, self.ack_later);
-                self.emit(ACK, self.sent - 1, 0, up, now);
-                (self.ack_now, self.ack_later) = owed;
-            }
+            Phase::Open => self.emit(ACK, self.sent - 1, 0, up, now),
             Phase::SynSent | Phase::SynReceived | Phase::TimeWait | Phase::Gone => {}
         }
+        (self.ack_now, self.ack_later) = owed;
     }
 
     /// Sends something again though nothing was lost.

@@ -93,6 +93,15 @@ pub(crate) struct Connection {
     shaken: bool,
 }
 
+impl Connection {
+    /// Gives the host's socket buffers of that size.
+    pub(crate) fn with_buffers(&mut self, bytes: usize) {
+        if let Some(host) = &mut self.host {
+            host.set_buffers(bytes);
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Dialing(usize),
@@ -181,8 +190,18 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// Any enclave.
     pub(crate) fn new(mut random: Random, traced: bool) -> World {
         let terms = Terms::new(&mut random);
+        World::with(terms, random, traced)
+    }
+
+    /// When simulated time begins.
+    pub(crate) fn epoch() -> Instant {
+        *EPOCH
+    }
+
+    pub(crate) fn with(terms: Terms, mut random: Random, traced: bool) -> World {
         let now = *EPOCH;
         let own = Arc::new(LocalAddresses::default());
         let policy = Policy::new(Vec::new());
@@ -265,6 +284,11 @@ impl World {
             return;
         }
         let habits = self.habits(local.is_ipv6());
+        self.connect_as(local, remote, habits);
+    }
+
+    /// The same, of a kernel and program that are so.
+    pub(crate) fn connect_as(&mut self, local: SocketAddr, remote: SocketAddr, habits: Habits) {
         let ledger = Ledger::new(&mut self.random, local.is_ipv6());
         let identity = (self.random.any() as u32, ledger.stream(Side::Enclave));
         let tcp = Tcp::connect((local, remote), habits, identity, self.now);
