@@ -6,7 +6,7 @@
 use crate::ledger::Side;
 use crate::random::Random;
 use crate::tcp::Tcp;
-use crate::world::{GATEWAY4, GATEWAY6, World, enclave};
+use crate::world::{GATEWAY4, GATEWAY6, World, enclave_of};
 use host_netd::engine::DialError;
 use netd_proto::build::IcmpError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -54,7 +54,7 @@ impl Schedule {
 
     fn events(&self) -> usize {
         let mut random = Random::new(self.seed ^ 0xe7e7);
-        random.magnitude(20..=500)
+        random.magnitude(20..=1000)
     }
 
     /// Runs it to its fair end.
@@ -136,6 +136,7 @@ const MIX: &[(usize, Event)] = &[
     (1, enclave_closes),
     (10, enclave_transmits),
     (1, enclave_repeats),
+    (1, enclave_floods),
     (10, outside_writes),
     (8, outside_reads),
     (2, outside_finishes),
@@ -194,7 +195,7 @@ fn connect(world: &mut World) {
         });
         remote.set_port(world.random.pick(&[53, 80]));
     }
-    let local = SocketAddr::new(enclave(remote), world.random.pick(&PORTS));
+    let local = SocketAddr::new(enclave_of(remote), world.random.pick(&PORTS));
     world.connect(local, remote);
 }
 
@@ -283,6 +284,22 @@ fn enclave_transmits(world: &mut World) {
 fn enclave_repeats(world: &mut World) {
     if let Some(index) = some(world) {
         world.enclave_repeats(index);
+    }
+}
+
+/// A program writes all it can while its bytes are not read outside: rings and buffers fill.
+fn enclave_floods(world: &mut World) {
+    if world.terms.amount < 1_000_000 {
+        return;
+    }
+    let Some(index) = some(world) else { return };
+    for _ in 0..world.random.within(1..=12) {
+        world.enclave_writes(index, u64::MAX);
+        world.enclave_transmits(index, usize::MAX);
+        while world.link_up() {}
+        while world.serve(true) {}
+        world.link_down(usize::MAX);
+        while world.link_deliver() {}
     }
 }
 
