@@ -52,10 +52,10 @@ fn super_segments_say_how_they_are_to_be_cut_in_both_families() {
 fn a_shut_window_opens_again_behind_both_ends() {
     let mut bed = Bed::new();
     let (id, ack) = small_window(&mut bed, 8);
-    host_sends(&mut bed, id, 5000);
-    bed.engine.tcp(id).expect("open").finish();
     // The enclave ends its half first, takes the 1,024 bytes that it has room for, and shuts.
     acknowledge(&mut bed, (1000, ack), FIN | ACK, 8);
+    host_sends(&mut bed, id, 5000);
+    bed.engine.tcp(id).expect("open").finish();
     let taken: usize = bed
         .egress(id)
         .iter()
