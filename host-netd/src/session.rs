@@ -37,8 +37,7 @@ pub struct Shared {
 pub struct Sessions {
     shared: Shared,
     active: Mutex<Vec<Active>>,
-    /// Peers whose handshake runs, once for each.
-    greeting: Mutex<Vec<Peer>>,
+    handshakes: Handshakes,
     started: AtomicU64,
     flood_warning: Sparse,
     refusal_warning: Sparse,
@@ -70,7 +69,7 @@ impl Sessions {
         Arc::new(Sessions {
             shared,
             active: Mutex::default(),
-            greeting: Mutex::default(),
+            handshakes: Handshakes::default(),
             started: AtomicU64::new(0),
             flood_warning: Sparse::default(),
             refusal_warning: Sparse::default(),
@@ -88,7 +87,7 @@ impl Sessions {
             match listener.accept().await {
                 Ok(accepted) => {
                     let peer = accepted.peer();
-                    if self.begin_handshake(peer) {
+                    if self.handshakes.begin(peer) {
                         tokio::spawn(Arc::clone(&self).greet(accepted));
                     } else {
                         self.flood_warning.warn(|left_out| {
@@ -103,24 +102,6 @@ impl Sessions {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
-        }
-    }
-
-    /// Takes note of a handshake. False when `peer`, or all of them, have too many.
-    fn begin_handshake(&self, peer: Peer) -> bool {
-        let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = greeting.len() < MAX_ALL_HANDSHAKES
-            && greeting.iter().filter(|other| **other == peer).count() < MAX_HANDSHAKES;
-        if room {
-            greeting.push(peer);
-        }
-        room
-    }
-
-    fn end_handshake(&self, peer: Peer) {
-        let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = greeting.iter().position(|other| *other == peer) {
-            greeting.swap_remove(index);
         }
     }
 
@@ -180,7 +161,7 @@ impl Sessions {
                 link.refuse(format!("CID {cid} may not connect here")).await;
             }
         }
-        self.end_handshake(peer);
+        self.handshakes.end(peer);
     }
 
     async fn shake_hands(self: &Arc<Self>, mut link: Link, peer: Peer) {
@@ -327,5 +308,52 @@ impl Sessions {
     fn prune(&self) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         active.retain(|active| !active.handle.is_closed());
+    }
+}
+
+/// Peers whose handshake runs, once for each.
+#[derive(Debug, Default)]
+struct Handshakes(Mutex<Vec<Peer>>);
+
+impl Handshakes {
+    /// Takes note of one more. False when `peer`, or all of them, have too many.
+    fn begin(&self, peer: Peer) -> bool {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_peer = running.iter().filter(|other| **other == peer).count();
+        let room = running.len() < MAX_ALL_HANDSHAKES && of_peer < MAX_HANDSHAKES;
+        if room {
+            running.push(peer);
+        }
+        room
+    }
+
+    fn end(&self, peer: Peer) {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = running.iter().position(|other| *other == peer) {
+            running.swap_remove(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netd_proto::address::Cid;
+
+    #[test]
+    fn handshakes_are_bounded_for_each_peer_and_for_all() {
+        let handshakes = Handshakes::default();
+        let begin = |cid| handshakes.begin(Peer::Vsock(Cid(cid)));
+        assert_eq!((0..100).filter(|_| begin(16)).count(), MAX_HANDSHAKES);
+        assert!(begin(17), "another peer has its own");
+        handshakes.end(Peer::Vsock(Cid(16)));
+        assert!(begin(16) && !begin(16));
+
+        // All peers but the first two, one after the other.
+        let others = (100..1000).filter(|cid| begin(*cid)).count();
+        assert_eq!(others, MAX_ALL_HANDSHAKES - MAX_HANDSHAKES - 1);
+        assert!(!begin(17));
+        handshakes.end(Peer::Vsock(Cid(16)));
+        assert!(begin(17));
     }
 }

@@ -235,6 +235,7 @@ fn alone_other_flows_keep_their_speed_beside_a_flood() {
         "dial_limit=",
         "destination_limit=",
         "mapping_limit=",
+        "dns_stream_limit=",
         "dns_limit=",
     ] {
         assert!(log.contains(limit), "{limit} {log}");

@@ -137,6 +137,8 @@ pub struct Engine {
     seeds: Seeds,
     /// When each limit was last warned of.
     warned: [Option<Instant>; DropReason::ALL.len()],
+    /// The same of addresses that the policy has no room for.
+    learn_warned: Option<Instant>,
 }
 
 impl Engine {
@@ -175,6 +177,7 @@ impl Engine {
             counters: Counters::default(),
             seeds: Seeds::default(),
             warned: [None; DropReason::ALL.len()],
+            learn_warned: None,
         }
     }
 
@@ -220,7 +223,10 @@ impl Engine {
         let until = seconds + keep.as_secs();
         let mut addresses = addresses.to_vec();
         addresses.retain(|address| self.router.may_be_named(*address));
-        if !self.router.policy().learn(name, &addresses, seconds, until) {
+        if !self.router.policy().learn(name, &addresses, seconds, until)
+            && (self.learn_warned).is_none_or(|at| at + WARN_INTERVAL <= now)
+        {
+            self.learn_warned = Some(now);
             tracing::warn!(
                 name,
                 "too many addresses learnt: a rule with a name may not match"

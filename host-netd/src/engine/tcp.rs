@@ -255,7 +255,7 @@ impl Engine {
         };
         let syn = std::mem::take(syn);
         let (Some(socket), Ok(packet)) = (self.rings.socket(), Packet::parse(&syn)) else {
-            tracing::warn!("no memory for the rings of a flow: it is refused");
+            self.limit_reached(DropReason::MemoryLimit, now);
             if let Flow::Dialing(dialing) = &mut self.flows[id.index()].flow {
                 dialing.syn = syn;
             }

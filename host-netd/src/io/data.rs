@@ -326,3 +326,116 @@ impl DataLoop {
         Ended(goodbye.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dns::Dns;
+    use crate::engine::Limits;
+    use crate::local::LocalAddresses;
+    use netd_proto::build::{self, EchoHeader};
+    use netd_proto::frame;
+    use netd_proto::handshake::{Features, Hello, Lane, Network4, Network6, SessionId};
+    use netd_proto::offload::VnetHeader;
+    use netd_proto::policy::Policy;
+    use std::io::Write;
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+    use std::os::unix::net::UnixStream;
+
+    const ENCLAVE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+
+    fn data_loop() -> (DataLoop, UnixStream) {
+        let v6 = |host| Ipv6Addr::new(0xfd00, 0x6e65, 0x7464, 0, 0, 0, 0, host);
+        let hello = Hello {
+            features: Features::ALL,
+            session: SessionId([1; 16]),
+            lane: Lane(0),
+            lanes: 1,
+            mtu: 1500,
+            v4: Network4 {
+                enclave: ENCLAVE,
+                gateway: GATEWAY,
+                parent_loopback: Ipv4Addr::new(100, 64, 0, 3),
+            },
+            v6: Network6 {
+                enclave: v6(2),
+                gateway: v6(1),
+                parent_loopback: v6(3),
+            },
+        };
+        let (now, own) = (Instant::now(), LocalAddresses::fixed(&[]));
+        let policy = Policy::new(Vec::new());
+        let engine = Engine::new(hello, Features::ALL, policy, own, Limits::DEFAULT, now);
+        let services = Services {
+            runtime: tokio::runtime::Handle::current(),
+            dns: Dns::start("/dev/null".into(), 1),
+            tap: None,
+        };
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let link = LinkStream::unix(ours.into());
+        let made = DataLoop::new(link, Decoder::new(), engine, services, Vec::new(), now);
+        (made.expect("an epoll instance").0, theirs)
+    }
+
+    fn framed(packet: &[u8]) -> Vec<u8> {
+        let header = frame::header(Kind::Packet, VnetHeader::LEN + packet.len());
+        [&header[..], &VnetHeader::NONE.encode(), packet].concat()
+    }
+
+    /// Packets that each round looks at, until there are no more.
+    fn rounds(data_loop: &mut DataLoop) -> Vec<u64> {
+        let mut rounds = Vec::new();
+        loop {
+            let before = data_loop.work.engine.counters().from_enclave.packets;
+            data_loop
+                .read_link(Instant::now())
+                .expect("the link stands");
+            data_loop.work.engine.queue().clear();
+            let now = data_loop.work.engine.counters().from_enclave.packets;
+            if now == before {
+                return rounds;
+            }
+            rounds.push(now - before);
+            assert!(
+                !data_loop.frames_waiting
+                    || data_loop.timeout(Instant::now()) == Some(Duration::ZERO)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_worked_off_in_rounds_and_none_of_it_is_lost() {
+        let (mut data_loop, mut theirs) = data_loop();
+        assert_eq!(rounds(&mut data_loop), []);
+
+        let mut ping = vec![0; build::echo_headroom(false)];
+        let echo = EchoHeader {
+            request: true,
+            identifier: 1,
+            sequence: 1,
+        };
+        build::echo(&mut ping, ENCLAVE.into(), GATEWAY.into(), 64, echo, 0);
+        // In one piece: the socket has no room for many.
+        let flood = framed(&ping).repeat(600);
+        theirs.write_all(&flood).expect("the socket has room");
+        assert_eq!(rounds(&mut data_loop), [256, 256, 88]);
+
+        // Each asks for a socket of its own.
+        let mut flood = Vec::new();
+        for port in 1..=70 {
+            let (from, to) = (
+                SocketAddr::from((ENCLAVE, port)),
+                SocketAddr::from(([192, 0, 2, 1], 9)),
+            );
+            let mut datagram = vec![0; build::udp_headroom(false)];
+            let (_, vnet) = build::udp(&mut datagram, from, to, 64, 0);
+            build::complete_checksum(&mut datagram, &vnet);
+            flood.extend(framed(&datagram));
+        }
+        theirs.write_all(&flood).expect("the socket has room");
+        // What an event would tell.
+        data_loop.link_readable = true;
+        assert_eq!(rounds(&mut data_loop), [32, 32, 6]);
+    }
+}

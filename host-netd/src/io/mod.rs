@@ -8,6 +8,7 @@ mod flow;
 mod handle;
 mod link;
 mod options;
+mod report;
 mod work;
 
 pub use data::DataLoop;

@@ -5,18 +5,17 @@ use super::dial::{self, Connecting, Outcome};
 use super::errors::{dial_error, icmp_of};
 use super::flow::{FlowStream, HostStream, Turn};
 use super::handle::{Command, Handle, Services};
+use super::report::{Warnings, is_out_of_files};
 use crate::budget::Permit;
 use crate::dns::{self, Resolved, Transport};
 use crate::engine::drops::DropReason;
 use crate::engine::{DatagramKind, DialError, DialTarget, Effect, Engine, FlowId, Outgoing};
 use crate::limits::{LEARNT_GRACE, MAX_DNS_STREAMS};
 use crate::publish::Lent;
-use crate::sparse::Sparse;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use netd_proto::build::IcmpError;
 use netd_proto::control::Goodbye;
-use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -61,10 +60,9 @@ pub(super) struct Work {
     registry: mio::Registry,
     pub(super) services: Services,
     handle: Handle,
-    dns_queries: usize,
+    pub(super) dns_queries: usize,
     dns_streams: Arc<Semaphore>,
-    files_warning: Sparse,
-    ports_warning: Sparse,
+    pub(super) warnings: Warnings,
     scratch: Vec<u8>,
 }
 
@@ -86,8 +84,7 @@ impl Work {
             handle,
             dns_queries: 0,
             dns_streams: Arc::new(Semaphore::new(MAX_DNS_STREAMS)),
-            files_warning: Sparse::default(),
-            ports_warning: Sparse::default(),
+            warnings: Warnings::default(),
             scratch: Vec::new(),
         }
     }
@@ -314,7 +311,7 @@ impl Work {
 
     fn dial_failed(&mut self, id: FlowId, error: &io::Error) {
         tracing::debug!(?id, %error, "connect failed");
-        self.warn_of_limits(error);
+        self.warnings.of(error);
         self.engine.dial_failed(id, dial_error(error));
         if self.slot(id).is_some() {
             self.slots[id.index()] = None;
@@ -406,7 +403,7 @@ impl Work {
     /// The host's kernel gives a new datagram flow no socket.
     fn refuse_datagram(&mut self, out: &Outgoing<'_>, error: &io::Error, now: Instant) {
         let id = out.flow;
-        self.warn_of_limits(error);
+        self.warnings.of(error);
         let forbidden =
             out.kind == DatagramKind::Echo && error.kind() == io::ErrorKind::PermissionDenied;
         if is_out_of_files(error) {
@@ -502,51 +499,6 @@ impl Work {
             Command::Report => self.report("counters"),
         }
     }
-
-    pub(super) fn report(&mut self, what: &str) {
-        let shares = Arc::clone(self.engine.shares());
-        let (flows, to_enclave) = (self.engine.flow_count(), self.engine.to_enclave());
-        let (ring_memory, dns_queries) = (self.engine.ring_memory(), self.dns_queries);
-        let counters = self.engine.counters();
-        counters.add(DropReason::FlowLimit, shares.flows.take_refusals());
-        counters.add(DropReason::HalfOpenLimit, shares.half_open.take_refusals());
-        counters.add(DropReason::DnsLimit, shares.dns_queries.take_refusals());
-        tracing::info!(
-            flows,
-            flows_opened = counters.flows_opened,
-            dials = shares.dials.used(),
-            mappings = shares.mappings.used(),
-            half_open = shares.half_open.used(),
-            dns_queries,
-            ring_memory,
-            packets_from_enclave = counters.from_enclave.packets,
-            bytes_from_enclave = counters.from_enclave.bytes,
-            packets_to_enclave = to_enclave.packets,
-            bytes_to_enclave = to_enclave.bytes,
-            drops = %counters.drop_summary(),
-            capture_left_out = self.services.tap.as_ref().map(crate::capture::Tap::left_out),
-            "{what}"
-        );
-    }
-
-    fn warn_of_limits(&self, error: &io::Error) {
-        if is_out_of_files(error) {
-            self.files_warning.warn(|left_out| {
-                tracing::warn!(
-                    left_out,
-                    "no more open files: raise LimitNOFILE (ulimit -n) of host-netd"
-                );
-            });
-        }
-        if error.raw_os_error() == Some(Errno::EADDRNOTAVAIL as i32) {
-            self.ports_warning.warn(|left_out| {
-                tracing::warn!(
-                    left_out,
-                    "no free port for this destination: widen net.ipv4.ip_local_port_range"
-                );
-            });
-        }
-    }
 }
 
 /// Ends it at once: a connect is given up, a connection is reset.
@@ -556,9 +508,4 @@ fn end(socket: Socket) {
         Socket::Stream(flow) => flow.stream.reset_on_close(),
         Socket::Connecting(_) | Socket::Datagram(_) => {}
     }
-}
-
-fn is_out_of_files(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE))
 }
