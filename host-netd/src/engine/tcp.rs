@@ -38,14 +38,20 @@ pub(super) struct Dialing {
     number: u32,
     /// Whom it is for, if that is a host.
     pub(super) to: Option<IpAddr>,
-    _permit: Permit,
+    _permit: Option<Permit>,
     /// When the enclave last sent it, and the longest pause before it did so again.
     asked: Instant,
     pause: Duration,
 }
 
 impl Dialing {
-    fn new(syn: Vec<u8>, number: u32, to: Option<IpAddr>, permit: Permit, now: Instant) -> Dialing {
+    fn new(
+        syn: Vec<u8>,
+        number: u32,
+        to: Option<IpAddr>,
+        permit: Option<Permit>,
+        now: Instant,
+    ) -> Dialing {
         Dialing {
             syn,
             number,
@@ -171,22 +177,25 @@ impl Engine {
         Effect::Dial(id, target)
     }
 
-    /// What a new connect to `to` needs: a flow, and a place among those that are not answered.
-    fn admit_dial(&mut self, to: Option<IpAddr>) -> Result<(Permit, Permit), DropReason> {
+    /// What a new connect to `to` needs: a flow, and a place among those that are not answered. The
+    /// gateway answers by itself.
+    fn admit_dial(&mut self, to: Option<IpAddr>) -> Result<(Permit, Option<Permit>), DropReason> {
         let shares = &self.allotment.shares;
         if self.memory.is_used_up() {
             return Err(DropReason::MemoryLimit);
         }
-        let pending = to.and_then(|to| self.dials_to.get(&to));
+        let Some(to) = to else {
+            let flow = shares.flows.take().ok_or(DropReason::FlowLimit)?;
+            return Ok((flow, None));
+        };
+        let pending = self.dials_to.get(&to);
         if pending.is_some_and(|pending| *pending >= shares.dials_per_destination) {
             return Err(DropReason::DestinationLimit);
         }
         let dial = shares.dials.take().ok_or(DropReason::DialLimit)?;
         let flow = shares.flows.take().ok_or(DropReason::FlowLimit)?;
-        if let Some(to) = to {
-            *self.dials_to.entry(to).or_default() += 1;
-        }
-        Ok((flow, dial))
+        *self.dials_to.entry(to).or_default() += 1;
+        Ok((flow, Some(dial)))
     }
 
     /// Takes note that a connect is no longer pending.

@@ -40,6 +40,12 @@ fn connects_to_one_destination_are_bounded_and_others_go_on() {
     bed.dial(&syn(6, "192.0.2.3:443"));
     assert!(is_reset(&mut bed, &syn(7, "192.0.2.4:443")));
     assert_eq!(bed.drops(DropReason::DialLimit), 1);
+    // The gateway's DNS needs no connect.
+    let effect = bed.send(&syn(100, "100.64.0.1:53"));
+    assert!(
+        matches!(effect, Effect::Dial(_, DialTarget::Dns)),
+        "{effect:?}"
+    );
 
     // Each way in which a connect ends makes room for one.
     assert!(bed.engine.connected(ids[0], bed.now));
