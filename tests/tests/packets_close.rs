@@ -145,10 +145,10 @@ fn a_connection_that_ends_as_soon_as_it_stands_is_told_whole() {
     let bed = Bed::new();
     let ip = |arguments: &[&str]| bed.lab.internet.run("ip", arguments).ok();
     for family in Family::BOTH {
-        let to = family.at(address::SILENT, 7000);
-        let own = to.ip().to_string();
+        let own = family.of(address::SILENT).to_string();
         let prefix = ["198.51.100.0/25", "2001:db8:2::/64"][family as usize];
-        for with_a_reset in [false, true] {
+        for (port, with_a_reset) in [(7000, false), (7001, true)] {
+            let to = family.at(address::SILENT, port);
             let peer = bed.wire.tcp(family, 40_000, to).another();
             peer.send("S 0 mss 1460");
             until(5, "the connect is on its way", || {
@@ -157,7 +157,9 @@ fn a_connection_that_ends_as_soon_as_it_stands_is_told_whole() {
             });
             bed.host.signal(Signal::SIGSTOP);
             ip(&["route", "del", "blackhole", prefix]);
-            ip(&["addr", "add", &own, "dev", "lo"]);
+            // Usable at once.
+            let nodad = &["nodad"][..family as usize];
+            ip(&[&["addr", "add", &own, "dev", "lo"], nodad].concat());
             let listener = bed.lab.internet.inside(|| TcpListener::bind(to)).unwrap();
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(&stream_bytes(1, 101)).unwrap();

@@ -145,12 +145,11 @@ fn another_connect_from_the_same_port_is_another_connect_outside() {
         });
         let prefix = ["198.51.100.0/25", "2001:db8:2::/64"][family as usize];
         let own = ["198.51.100.1/32", "2001:db8:2::1/128"][family as usize];
-        lab.internet
-            .run("ip", &["route", "del", "blackhole", prefix])
-            .ok();
-        lab.internet
-            .run("ip", &["addr", "add", own, "dev", "lo"])
-            .ok();
+        let ip = |arguments: &[&str]| lab.internet.run("ip", arguments).ok();
+        ip(&["route", "del", "blackhole", prefix]);
+        // Usable at once.
+        let nodad = &["nodad"][..family as usize];
+        ip(&[&["addr", "add", own, "dev", "lo"], nodad].concat());
         let listener = listen(&lab.internet, silent);
 
         let second = first.another();

@@ -299,8 +299,8 @@ pub fn counted(host: &Process, name: &str) -> u64 {
     host.signal(Signal::SIGUSR1);
     until(PATIENCE, "host-netd reports its counters", || {
         let log = host.log();
-        let (line, _) = log.get(before..)?.split_once('\n')?;
-        let report = line.contains("drops=").then_some(line)?;
+        let (lines, _) = log.get(before..)?.rsplit_once('\n')?;
+        let report = lines.lines().find(|line| line.contains("drops="))?;
         let mut words = report.split([' ', '=']).skip_while(|word| *word != name);
         let count = words.nth(1).map(|count| count.parse().expect("a number"));
         Some(count.unwrap_or(0))
