@@ -65,9 +65,9 @@ impl Memory {
         self.used >= self.taken
     }
 
-    /// Whether flows took more than windows can prevent.
-    pub(super) fn is_overdrawn(&self) -> bool {
-        self.used >= self.taken + self.taken / 4
+    /// Whether flows would take more with `more` bytes than windows can prevent.
+    pub(super) fn would_be_overdrawn(&self, more: usize) -> bool {
+        self.used + more >= self.taken + self.taken / 4
     }
 
     /// `wanted` bytes in one ring of a flow, or what memory allows.

@@ -197,6 +197,18 @@ impl Stack {
         self.socket.socket_ref().state()
     }
 
+    /// How much more of its receive ring is touched if it takes this segment; `None` if there is
+    /// nothing in it to store.
+    pub(super) fn would_touch(&self, packet: &Packet<'_>) -> Option<usize> {
+        match packet.transport() {
+            Transport::Tcp(tcp) if !tcp.payload().is_empty() => {
+                let after = self.received + tcp.payload().len();
+                Some(after.min(RECEIVE_RING) - self.received.min(RECEIVE_RING))
+            }
+            _ => None,
+        }
+    }
+
     /// Takes a segment of this flow, and tells how many bytes it carried.
     pub(super) fn ingress(
         &mut self,
@@ -218,6 +230,10 @@ impl Stack {
         let end = tcp.sequence_number().wrapping_add(bytes as u32);
         // smoltcp would take what comes behind a FIN for a part of the stream.
         if self.enclave_finished && bytes > 0 && is_after(end, self.enclave_end) {
+            return 0;
+        }
+        // And it would take a FIN behind bytes that do not fit the window for the end without them.
+        if tcp.fin() && bytes > 0 && self.window.ends_before(end) {
             return 0;
         }
         self.window.received(tcp);

@@ -20,6 +20,7 @@
 
 use super::drops::DropReason;
 use super::effect::{DialError, DialTarget, Effect, Egress};
+use super::memory::Memory;
 use super::route::{DENIED, Route};
 use super::stack::{Stack, Standing};
 use super::{DNS_PORT, Engine, Entry, Flow, FlowId};
@@ -230,6 +231,21 @@ impl Engine {
                 Effect::None
             }
             Flow::Tcp(stack) => {
+                let overdraws = |stack: &Stack, memory: &Memory| {
+                    let more = stack.would_touch(packet);
+                    more.is_some_and(|more| memory.would_be_overdrawn(more))
+                };
+                if overdraws(stack, &self.memory) {
+                    stack.release();
+                    stack.account(&mut self.memory);
+                }
+                if overdraws(stack, &self.memory) {
+                    // Nothing of it is stored: a flow that is reset keeps its rings until the link
+                    // has room to tell so.
+                    stack.abort();
+                    self.limit_reached(DropReason::MemoryLimit, now);
+                    return Effect::Turn(id);
+                }
                 let share = self.windows.from_enclave.of(&stack.recent_in);
                 let allowance = self.memory.allowance(share);
                 let bytes = stack.ingress(packet, &mut self.link, allowance, at);
@@ -240,10 +256,6 @@ impl Engine {
                     stack.release();
                 }
                 stack.account(&mut self.memory);
-                if bytes > 0 && self.memory.is_overdrawn() && !stack.release() {
-                    stack.abort();
-                    self.limit_reached(DropReason::MemoryLimit, now);
-                }
                 Effect::Turn(id)
             }
             Flow::Datagram(_) => unreachable!("a TCP key leads to a TCP flow"),

@@ -68,6 +68,11 @@ impl Window {
         (self.acknowledged, field)
     }
 
+    /// Whether the enclave was not promised that bytes up to `end` are taken.
+    pub(super) fn ends_before(&self, end: u32) -> bool {
+        self.edge.is_some_and(|edge| is_after(end, edge))
+    }
+
     /// Lowers the window of a segment to the enclave to `allowance` bytes, unless more was
     /// promised before.
     ///

@@ -89,3 +89,32 @@ fn short_memory_makes_windows_small_and_refuses_new_flows() {
     let window = usize::from(replies.last().expect("an update").window) << SHIFT;
     assert!(window <= SHORT_WINDOW, "{window}");
 }
+
+#[test]
+fn flows_that_are_reset_store_nothing_while_a_full_link_keeps_them() {
+    let limits = Limits {
+        ring_memory: 1024 * 1024,
+        ..LIMITS
+    };
+    let mut bed = Bed::made(Features::ALL, &[], limits);
+    let open = |port| {
+        let enclave: &'static str = Box::leak(format!("100.64.0.2:{port}").into_boxed_str());
+        Connection::between(&mut bed, (enclave, SERVER))
+    };
+    // Each was promised as much, and nobody reads or gives them their turn.
+    let connections: Vec<_> = (1000..1000 + FLOWS).map(open).collect();
+    for connection in connections {
+        let (enclave, server) = (connection.enclave, connection.server);
+        let segment = tcp(
+            enclave,
+            server,
+            ACK,
+            connection.seq,
+            connection.ack,
+            &[1; 60_000],
+        );
+        bed.send(&segment);
+        assert!(ring_memory(&bed) <= limits.most_ring_memory());
+    }
+    assert!(bed.drops(DropReason::MemoryLimit) > 0);
+}

@@ -91,7 +91,8 @@ impl World {
         let limits = Limits {
             flows,
             all_flows: flows,
-            ring_memory: input.pick(&[64, 1024, 8192]) * 1024,
+            // One flow's burst must fit between "short" and the most that may be in use.
+            ring_memory: input.pick(&[2048, 1024, 8192]) * 1024,
             ..Limits::DEFAULT
         };
         let rules: &[&str] = match choice >> 4 & 3 {
