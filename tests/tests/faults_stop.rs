@@ -183,13 +183,13 @@ fn a_daemon_that_stands_still_for_ten_seconds_loses_nothing_and_for_thirty_the_f
 }
 
 #[test]
-fn alone_a_new_enclave_netd_resets_what_a_killed_one_left() {
+fn alone_a_new_enclave_netd_resets_what_the_last_one_left() {
     let lab = Lab::new();
     let mut daemons = lab.up();
     let echo = Counting::new(&lab);
     works_again(&lab.enclave, echo.at);
     let before = Census::of(&lab, &mut daemons);
-    for _ in 0..3 {
+    for (round, by_force) in [true, false, true].into_iter().enumerate() {
         let mut idle = idle(&lab, echo.at);
         let busy = connect(&lab.enclave, echo.at, 5).unwrap();
         let pattern = Pattern::new(13);
@@ -199,8 +199,12 @@ fn alone_a_new_enclave_netd_resets_what_a_killed_one_left() {
                 (error, Instant::now())
             });
             echo.moves(4 * MIB);
-            daemons.enclave.kill();
-            daemons.host.wait_log("session ended", 5);
+            if by_force {
+                daemons.enclave.kill();
+            } else {
+                assert!(daemons.enclave.terminate().success());
+            }
+            daemons.host.wait_log_times("session ended", round + 1, 5);
             let refused = connect(&lab.enclave, echo.at, 3).unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(ENETUNREACH), "{refused}");
 

@@ -30,8 +30,8 @@ pub(crate) enum Command {
 /// One run.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Run {
-    /// How long the load lasts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    /// How long the load lasts; what lingers needs most of three
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(3..=10_000))]
     minutes: u64,
     /// Decides what is done and which faults come [default: another one each time]
     #[arg(long, value_name = "N")]

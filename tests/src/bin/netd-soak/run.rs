@@ -82,8 +82,7 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<bool> {
             workers::start(scope, world);
             let end = start + options.duration();
             scope.spawn(|| {
-                let linger = LINGERS.min(options.duration() * 2 / 3);
-                stop.rest(options.duration().saturating_sub(linger));
+                stop.rest(options.duration() - LINGERS);
                 stop_lingering.now();
             });
             windows = faults(&mut bed, options, &mut random, start, end);
