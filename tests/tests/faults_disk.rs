@@ -82,8 +82,9 @@ fn with_log(
 /// Datagrams that are refused, for each of which host-netd's data loop has a line.
 fn refused_datagrams(lab: &Lab) {
     let socket = lab.enclave.inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
-    for _ in 0..20_000 {
-        let _ = socket.send_to(b"x", "169.254.169.254:9");
+    // To another port each time: those of one flow would cross the link as one packet.
+    for port in 1000..21_000 {
+        let _ = socket.send_to(b"x", ("169.254.169.254", port));
     }
 }
 
