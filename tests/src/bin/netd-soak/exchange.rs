@@ -18,6 +18,8 @@ pub(crate) const SERVING: &str = "serving";
 const HEADER: usize = 24;
 const RIGHT: u8 = b'k';
 const WRONG: u8 = b'x';
+/// What a slow reader reads at once.
+const LITTLE: usize = 64 * 1024;
 /// A transfer that stands still this long has failed.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -126,6 +128,10 @@ impl Exchange {
     pub(crate) fn run(&self, stream: &TcpStream, patterns: &Patterns) -> io::Result<()> {
         stream.set_read_timeout(Some(STALL))?;
         stream.set_write_timeout(Some(STALL))?;
+        if !self.pause.is_zero() {
+            // A slow reader is told of a reset behind what its kernel holds: half a second of it.
+            socket2::SockRef::from(stream).set_recv_buffer_size(4 * LITTLE)?;
+        }
         let send = || {
             (&*stream).write_all(&self.header())?;
             patterns.of(self.pattern).send(&mut &*stream, self.up)?;
@@ -189,7 +195,6 @@ struct Slow<'a>(&'a TcpStream, Duration);
 
 impl Read for Slow<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        const LITTLE: usize = 64 * 1024;
         if self.1.is_zero() {
             return self.0.read(buffer);
         }
@@ -225,7 +230,17 @@ fn both(
     thread::scope(|scope| {
         let sent = scope.spawn(send);
         let received = receive();
-        received.and(sent.join().expect("sending does not panic"))
+        let sent = sent.join().expect("sending does not panic");
+        match (received, sent) {
+            // Linux tells of a reset once: when sending is told, reading sees an end.
+            (Err(end), Err(reset))
+                if end.kind() == ErrorKind::UnexpectedEof
+                    && reset.kind() == ErrorKind::ConnectionReset =>
+            {
+                Err(reset)
+            }
+            (received, sent) => received.and(sent),
+        }
     })
 }
 
