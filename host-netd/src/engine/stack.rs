@@ -355,7 +355,7 @@ impl Stack {
     }
 
     /// Bytes of its rings' touched pages.
-    fn touched(&self) -> usize {
+    pub(super) fn touched(&self) -> usize {
         self.received.min(RECEIVE_RING) + self.sent.min(SEND_RING)
     }
 

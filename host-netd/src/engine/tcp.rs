@@ -25,7 +25,7 @@ use super::route::{DENIED, Route};
 use super::stack::{Stack, Standing};
 use super::{DNS_PORT, Engine, Entry, Flow, FlowId};
 use crate::budget::Permit;
-use crate::limits::{FIRST_WINDOW, MAX_SYN, SYN_GRACE, SYN_PAUSE};
+use crate::limits::{FIRST_WINDOW, MAX_SYN, SHORT_WINDOW, SYN_GRACE, SYN_PAUSE};
 use etherparse::TcpSlice;
 use netd_proto::packet::{FlowKey, Packet, Protocol, Transport};
 use std::net::{IpAddr, SocketAddr};
@@ -231,9 +231,12 @@ impl Engine {
                 Effect::None
             }
             Flow::Tcp(stack) => {
+                // A flow that holds little is not reset for what others hold.
                 let overdraws = |stack: &Stack, memory: &Memory| {
                     let more = stack.would_touch(packet);
-                    more.is_some_and(|more| memory.would_be_overdrawn(more))
+                    more.is_some_and(|more| {
+                        memory.would_be_overdrawn(more) && stack.touched() + more > SHORT_WINDOW
+                    })
                 };
                 if overdraws(stack, &self.memory) {
                     stack.release();

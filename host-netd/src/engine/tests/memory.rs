@@ -102,7 +102,8 @@ fn flows_that_are_reset_store_nothing_while_a_full_link_keeps_them() {
         Connection::between(&mut bed, (enclave, SERVER))
     };
     // Each was promised as much, and nobody reads or gives them their turn.
-    let connections: Vec<_> = (1000..1000 + FLOWS).map(open).collect();
+    let mut connections: Vec<_> = (1000..1000 + FLOWS).map(open).collect();
+    let mut modest = connections.remove(0);
     for connection in connections {
         let (enclave, server) = (connection.enclave, connection.server);
         let segment = tcp(
@@ -117,4 +118,10 @@ fn flows_that_are_reset_store_nothing_while_a_full_link_keeps_them() {
         assert!(ring_memory(&bed) <= limits.most_ring_memory());
     }
     assert!(bed.drops(DropReason::MemoryLimit) > 0);
+    let resets = bed.drops(DropReason::MemoryLimit);
+
+    modest.send(&mut bed, ACK, b"a request");
+
+    assert_eq!(modest.read_all(&mut bed), 9, "not for what others hold");
+    assert_eq!(bed.drops(DropReason::MemoryLimit), resets);
 }
