@@ -6,7 +6,7 @@ use etherparse::{PacketBuilder, TcpHeader, TcpOptionElement};
 use netd_proto::packet::{FlowKey, Packet, Protocol, Transport};
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Window that is offered where a line does not say.
 const WINDOW: u16 = 64_000;
@@ -20,6 +20,8 @@ pub struct Script<'w> {
     ours: u32,
     /// Sequence number of its SYN.
     theirs: Cell<Option<u32>>,
+    /// What was last acknowledged, counted from its SYN.
+    acked: Cell<u32>,
     /// What went both ways, for a message.
     story: RefCell<Vec<String>>,
 }
@@ -37,6 +39,7 @@ impl<'w> Script<'w> {
             // The numbers wrap around within the first bytes.
             ours: u32::MAX - 5,
             theirs: Cell::new(None),
+            acked: Cell::new(0),
             story: RefCell::default(),
         }
     }
@@ -78,6 +81,7 @@ impl<'w> Script<'w> {
         if let Some(ack) = line.ack {
             let theirs = self.theirs.get().unwrap_or(0);
             header.acknowledgment_number = theirs.wrapping_add(ack);
+            self.acked.set(ack);
         }
         header.urgent_pointer = line.urgent.unwrap_or(0);
         let options: Vec<_> = [
@@ -120,14 +124,22 @@ impl<'w> Script<'w> {
     #[track_caller]
     pub fn expect_within(&self, line: &str, patience: Duration) -> Line {
         let wanted: Line = line.parse().unwrap_or_else(|error| panic!("{error}"));
-        match self.wire.next_of(self.flow, patience) {
-            None => self.fail(&format!("expected: {wanted}\n nothing within {patience:?}")),
-            Some(seen) => match self.line(&seen) {
-                Some(came) if wanted.fits(&came) => came,
+        loop {
+            let Some(seen) = self.wire.next_of(self.flow, patience) else {
+                self.fail(&format!("expected: {wanted}\n nothing within {patience:?}"))
+            };
+            match self.line(&seen) {
+                Some(came) if wanted.fits(&came) => return came,
+                Some(came) if self.is_question(&came) => {}
                 Some(came) => self.fail(&format!("expected: {wanted}\n     came: {came}")),
                 None => self.fail(&format!("expected: {wanted}\n     came: {:?}", seen.icmp)),
-            },
+            }
         }
+    }
+
+    /// Whether it only asks for an acknowledgement: a byte that was acknowledged before.
+    fn is_question(&self, came: &Line) -> bool {
+        came.flags == "A" && came.to == came.from + 1 && came.to <= self.acked.get()
     }
 
     /// This segment comes; acknowledgements without anything else may come before it.
@@ -207,11 +219,17 @@ impl<'w> Script<'w> {
         }
     }
 
-    /// Nothing comes for some time.
+    /// Nothing comes for some time, but questions for an acknowledgement that is owed.
     #[track_caller]
     pub fn silent_for(&self, time: Duration) {
-        if let Some(seen) = self.wire.next_of(self.flow, time) {
-            let came = self.line(&seen).map(|line| line.to_string());
+        let end = Instant::now() + time;
+        let left = || end.saturating_duration_since(Instant::now());
+        while let Some(seen) = self.wire.next_of(self.flow, left()) {
+            let came = self.line(&seen);
+            if came.as_ref().is_some_and(|came| self.is_question(came)) {
+                continue;
+            }
+            let came = came.map(|line| line.to_string());
             self.fail(&format!(
                 "expected: silence for {time:?}\n     came: {}",
                 came.unwrap_or_else(|| format!("ICMP {:?}", seen.icmp))
@@ -237,19 +255,26 @@ impl<'w> Script<'w> {
     /// The connection's next segment, if one comes in time.
     #[track_caller]
     pub fn next_within(&self, time: Duration) -> Option<Line> {
-        let seen = self.wire.next_of(self.flow, time)?;
-        self.line(&seen)
+        loop {
+            let line = self.line(&self.wire.next_of(self.flow, time)?)?;
+            if !self.is_question(&line) {
+                return Some(line);
+            }
+        }
     }
 
     #[track_caller]
     fn next_line(&self, wanted: &str) -> Line {
         let patience = Duration::from_secs(PATIENCE);
-        let Some(seen) = self.wire.next_of(self.flow, patience) else {
-            self.fail(&format!("expected: {wanted}\n nothing within {patience:?}"))
-        };
-        match self.line(&seen) {
-            Some(line) => line,
-            None => self.fail(&format!("expected: {wanted}\n     came: {:?}", seen.icmp)),
+        loop {
+            let Some(seen) = self.wire.next_of(self.flow, patience) else {
+                self.fail(&format!("expected: {wanted}\n nothing within {patience:?}"))
+            };
+            match self.line(&seen) {
+                Some(line) if self.is_question(&line) => {}
+                Some(line) => return line,
+                None => self.fail(&format!("expected: {wanted}\n     came: {:?}", seen.icmp)),
+            }
         }
     }
 

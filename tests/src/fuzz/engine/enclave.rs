@@ -131,7 +131,7 @@ impl World {
         let key = parsed.as_ref().and_then(Packet::flow_key);
         let peer = key.and_then(|key| self.peer_of((key.src, key.dst), key.protocol));
         let effect = self.engine.handle_packet(frame, self.now);
-        if let Effect::Dial(id, _) = &effect
+        if let Effect::Dial(id, _) | Effect::Redial { id, .. } = &effect
             && let Some(index) = peer
         {
             self.peers[index].open(*id);
