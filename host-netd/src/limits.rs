@@ -94,6 +94,16 @@ pub const MAX_FLOWS: usize = 16_384;
 /// Connects of one enclave that are not answered yet. A blackholed one lasts two minutes.
 pub const MAX_DIALS: usize = 2048;
 
+/// Connects of one enclave that are begun at once: as many as may wait for their answer.
+pub const DIALS_AT_ONCE: u32 = 2048;
+
+/// Connects of one enclave that are begun in a second, after [`DIALS_AT_ONCE`]: more than a core
+/// can do beside the traffic that belongs to them. See `engine::pace`.
+pub const DIALS_A_SECOND: u32 = 10_000;
+
+/// The same to the gateway's DNS: a resolver asks by TCP only for what is too long for UDP.
+pub const DNS_STREAMS_A_SECOND: u32 = 1000;
+
 /// Of these, those to one address: a destination that swallows every connect leaves half of them
 /// to the others.
 pub const MAX_DIALS_PER_DESTINATION: usize = 1024;

@@ -62,6 +62,8 @@ reasons! {
     MemoryLimit = "memory_limit",
     /// `max_dials`.
     DialLimit = "dial_limit",
+    /// More connects in a second than `DIALS_A_SECOND` or `DNS_STREAMS_A_SECOND`; not answered.
+    DialPace = "dial_pace",
     /// `max_dials_per_destination`.
     DestinationLimit = "destination_limit",
     /// `max_udp_mappings`: UDP mappings and echo flows.

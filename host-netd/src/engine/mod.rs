@@ -23,6 +23,7 @@ mod effect;
 mod fragments;
 mod inbound;
 mod memory;
+mod pace;
 mod probe;
 mod receiver;
 mod rings;
@@ -43,7 +44,7 @@ pub use tcp::TcpFlow;
 pub use usage::Usage;
 
 use crate::budget::{Allotment, Permit, Shares};
-use crate::limits::WARN_INTERVAL;
+use crate::limits::{DIALS_A_SECOND, DIALS_AT_ONCE, DNS_STREAMS_A_SECOND, WARN_INTERVAL};
 use crate::local::LocalAddresses;
 use datagram::DatagramFlow;
 use device::LinkSide;
@@ -58,6 +59,7 @@ use netd_proto::handshake::{Features, Hello};
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::{FlowKey, Packet, Transport};
 use netd_proto::policy::Policy;
+use pace::Pace;
 use rings::RingPool;
 use route::Router;
 use seeds::Seeds;
@@ -134,6 +136,9 @@ pub struct Engine {
     link: LinkSide,
     inbound: Inbound,
     counters: Counters,
+    /// How fast connects may be begun: to hosts, and to the gateway's DNS.
+    dial_pace: Pace,
+    dns_pace: Pace,
     seeds: Seeds,
     /// When each limit was last warned of.
     warned: [Option<Instant>; DropReason::ALL.len()],
@@ -175,6 +180,8 @@ impl Engine {
             link,
             inbound: Inbound::default(),
             counters: Counters::default(),
+            dial_pace: Pace::new(DIALS_A_SECOND, DIALS_AT_ONCE),
+            dns_pace: Pace::new(DNS_STREAMS_A_SECOND, DIALS_AT_ONCE),
             seeds: Seeds::default(),
             warned: [None; DropReason::ALL.len()],
             learn_warned: None,

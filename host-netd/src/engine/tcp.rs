@@ -156,10 +156,13 @@ impl Engine {
             self.reset(packet);
             return self.dropped(DropReason::Malformed);
         }
-        let to = match target {
-            DialTarget::Host(to) => Some(to.ip()),
-            DialTarget::Dns => None,
+        let (to, pace) = match target {
+            DialTarget::Host(to) => (Some(to.ip()), &mut self.dial_pace),
+            DialTarget::Dns => (None, &mut self.dns_pace),
         };
+        if !pace.admits(now) {
+            return self.dropped(DropReason::DialPace);
+        }
         let (permit, dialing) = match self.admit_dial(to) {
             Ok(permits) => permits,
             Err(reason) => {
