@@ -128,3 +128,41 @@ fn alone_a_link_that_is_cut_anywhere_in_bulk_corrupts_nothing() {
 
     Census::assert_no_more_than(&before, 10, &lab, &mut daemons);
 }
+
+#[test]
+fn clients_of_a_published_port_are_reset_when_the_link_is_cut() {
+    let lab = Lab::new();
+    let config = r#"publish = ["7000/tcp"]"#;
+    let (mut daemons, tap) = lab.up_tapped(&["--publish", "7000"], config);
+    tap.stop_recording();
+    echo_server(&lab.enclave, Family::V4.at(address::ENCLAVE, 7000));
+    let published = Family::V4.at(address::PARENT, 7000);
+    works_again(&lab.internet, published);
+    let before = Census::of(&lab, &mut daemons);
+
+    for round in 1..=5 {
+        let mut served = connect(&lab.internet, published, 5).unwrap();
+        served.write_all(b"x").unwrap();
+        served.read_exact(&mut [0]).unwrap();
+        tap.freeze();
+        // The parent's kernel has taken it, the enclave not yet.
+        let mut waiting = connect(&lab.internet, published, 5).unwrap();
+        waiting.write_all(b"x").unwrap();
+
+        tap.cut();
+        tap.thaw();
+        daemons.host.wait_log_times("session ended", round, 5);
+        tap.mend();
+
+        for (which, stream) in [("served", &mut served), ("waiting", &mut waiting)] {
+            stream
+                .set_read_timeout(Some(Duration::from_secs(2)))
+                .unwrap();
+            let told = stream.read(&mut [0]).map_err(|error| error.raw_os_error());
+            assert_eq!(told, Err(Some(ECONNRESET)), "{which}");
+        }
+        works_again(&lab.internet, published);
+    }
+
+    Census::assert_no_more_than(&before, 10, &lab, &mut daemons);
+}
