@@ -6,6 +6,10 @@
 //! nothing, so there is no congestion control, no delayed ACK and no Nagle; smoltcp has no
 //! timeouts for half-open states, [`ENCLAVE_HANDSHAKE`] and [`ENCLAVE_KEEPALIVE`] stand in.
 
+mod ending;
+
+pub use ending::Standing;
+
 use super::device::{LinkDevice, LinkSide};
 use super::memory::Memory;
 use super::probe::Probe;
@@ -13,9 +17,8 @@ use super::receiver::Receiver;
 use super::rings::FlowSocket;
 use super::window::{Recent, Window, is_after};
 use crate::budget::Permit;
-use crate::limits::{
-    ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE, RECEIVE_RING, RESET_PATIENCE, RING_IDLE, SEND_RING,
-};
+use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE, RECEIVE_RING, RING_IDLE, SEND_RING};
+use ending::Resetting;
 use netd_proto::packet::{FlowKey, Packet, Transport};
 use smoltcp::iface::{Config, Interface, PollResult};
 use smoltcp::socket::tcp::{Socket, State};
@@ -63,27 +66,6 @@ pub(super) struct Stack {
     /// Bytes moved since the last look at `moved_at`.
     moved: bool,
     moved_at: Instant,
-}
-
-/// The host's peer reset the flow. The enclave is told behind what came before.
-#[derive(Clone, Copy, Debug)]
-struct Resetting {
-    /// All that came before is in the ring.
-    complete: bool,
-    /// How much of it the enclave had acknowledged, and until when it may take its time for more.
-    acknowledged: u32,
-    until: Option<Instant>,
-}
-
-/// Where an open flow stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// At least one half carries data or waits for its end, or received bytes wait to be taken.
-    Open,
-    /// Both halves ended in good order, and everything received was taken.
-    Finished,
-    /// The enclave reset it, or refused or ignored an inbound connection.
-    Reset,
 }
 
 impl fmt::Debug for Stack {
@@ -321,21 +303,6 @@ impl Stack {
             .flatten()
     }
 
-    /// An enclave that acknowledges a FIN it was not sent while its window is shut leaves smoltcp
-    /// with a window probe that is due for ever. What is due once or twice, an acknowledgement and a
-    /// keep-alive, is not that.
-    fn end_if_restless(&mut self, now: Instant) {
-        let at = self.interface.poll_at(now, self.socket.set_ref());
-        if at.is_none_or(|at| at > now) {
-            self.restless = 0;
-            return;
-        }
-        self.restless += 1;
-        if self.restless > 2 {
-            self.abort();
-        }
-    }
-
     /// When it wants its next turn though nothing comes. Not meaningful while the link is full.
     pub(super) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
         if self.silent {
@@ -461,102 +428,6 @@ impl Stack {
             most.saturating_sub(tcp.send_queue())
         } else {
             0
-        }
-    }
-
-    /// Whether everything that the enclave sent was received, up to its FIN.
-    pub(super) fn enclave_finished(&self) -> bool {
-        self.enclave_finished && self.socket.socket_ref().recv_queue() == 0
-    }
-
-    /// The host side will send nothing more.
-    pub(super) fn finish(&mut self) {
-        self.host_finished = true;
-        self.end_if_there_is_room();
-    }
-
-    /// Lets the FIN go.
-    ///
-    /// Where the enclave sent its own before, smoltcp 0.14 takes no window update in LAST-ACK: with
-    /// bytes left to send it would not see a shut window open again. So it gets there only when
-    /// there is room for all of them.
-    fn end_if_there_is_room(&mut self) {
-        let waits = self.state() == State::CloseWait && !self.receiver.has_room_for_all();
-        if self.host_finished && !waits {
-            self.tcp().close();
-        }
-    }
-
-    /// Resets the enclave's connection; the RST goes out with the next egress.
-    pub(super) fn abort(&mut self) {
-        // Not in good order, whatever was received before.
-        self.host_finished = false;
-        self.silent = false;
-        self.resetting = None;
-        self.tcp().abort();
-    }
-
-    /// Resets the enclave's connection behind what was queued for it; `complete` tells whether
-    /// more of it is to come.
-    pub(super) fn abort_behind(&mut self, complete: bool) {
-        match &mut self.resetting {
-            Some(resetting) => resetting.complete |= complete,
-            None => {
-                self.resetting = Some(Resetting {
-                    complete,
-                    acknowledged: 0,
-                    until: None,
-                });
-            }
-        }
-    }
-
-    /// Whether the time for that reset has come: all before it was sent, or the enclave did not
-    /// take any of it for [`RESET_PATIENCE`].
-    fn is_to_be_reset(&mut self, now: Instant) -> bool {
-        let waiting = self.socket.socket_ref().send_queue();
-        let Some(resetting) = &mut self.resetting else {
-            return false;
-        };
-        let acknowledged = self.receiver.acknowledged(waiting);
-        if acknowledged != resetting.acknowledged {
-            resetting.acknowledged = acknowledged;
-            resetting.until = None;
-        }
-        let until = *resetting.until.get_or_insert(now + RESET_PATIENCE.into());
-        (resetting.complete && self.receiver.was_sent_all()) || until <= now
-    }
-
-    /// Whether a SYN with this sequence number begins another connection than this one: the
-    /// enclave's kernel has forgotten this one, since its link repeats and loses nothing.
-    pub(super) fn is_followed_by(&self, syn: u32) -> bool {
-        self.syn.is_some_and(|own| own != syn)
-    }
-
-    /// Lets the rest of what the enclave sent go on to the host's peer, without another word to
-    /// the enclave. False if the enclave had not ended the connection in good order.
-    pub(super) fn part(&mut self) -> bool {
-        let over = self.is_over();
-        self.silent |= over;
-        over
-    }
-
-    /// Both halves ended in good order, as far as the enclave is concerned.
-    fn is_over(&self) -> bool {
-        match self.state() {
-            State::TimeWait => true,
-            State::Closed => self.enclave_finished && self.host_finished,
-            _ => false,
-        }
-    }
-
-    pub(super) fn standing(&self) -> Standing {
-        let closed = self.is_over();
-        match self.state() {
-            _ if closed && self.socket.socket_ref().recv_queue() > 0 => Standing::Open,
-            _ if closed => Standing::Finished,
-            State::Closed | State::Listen => Standing::Reset,
-            _ => Standing::Open,
         }
     }
 }
