@@ -1,6 +1,6 @@
 //! What all enclaves share, in fair parts.
 //!
-//! Of each thing that is bounded there is one [`Pool`] for the process. Half of it is set aside in
+//! Of each thing that is bounded there is one pool for the process. Half of it is set aside in
 //! equal guarantees, one for each enclave that may be connected; the other half is for whoever
 //! comes first. A session uses its guarantee before the common half, and never more than one
 //! enclave may have. So an enclave that takes all it can get leaves the others their guarantees,
