@@ -148,7 +148,8 @@ fn run(cli: Cli, config: Config, log: &Log) -> Result<u8> {
         foreign_files,
     };
     privileges::drop_all_but_needed(needs).context("cannot drop capabilities")?;
-    log.detach().context("cannot start a thread")?;
+    log.detach(|| privileges::drop_in_thread(false))
+        .context("cannot start a thread")?;
 
     let command = (!cli.command.is_empty()).then_some(cli.command);
     let ready_timeout = cli.ready_timeout.map(|s| Duration::from_secs(s.into()));

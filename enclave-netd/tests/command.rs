@@ -174,7 +174,7 @@ fn without_a_command_no_thread_keeps_anything() {
         for status in threads(&daemon) {
             let thread = field(&status, "Name");
             // The link is a socket of another user here.
-            let kept = if thread.ends_with("pump") {
+            let kept = if thread.ends_with("pump") || thread.ends_with("log") {
                 NOTHING
             } else {
                 "0000000000000002"
@@ -245,6 +245,7 @@ fn it_inherits_what_it_would_have_without_the_daemon() {
             ("enclave-netd", kill_and_files, "0"),
             ("connector", "0000000000000002", "1"),
             ("pump", NOTHING, "1"),
+            ("log", NOTHING, "1"),
         ] {
             let status = thread_status(&daemon, thread);
             for (name, value) in [
@@ -259,7 +260,7 @@ fn it_inherits_what_it_would_have_without_the_daemon() {
             }
             assert_eq!(field(&status, "CapBnd"), field(&without, "CapBnd"));
         }
-        assert_eq!(threads(&daemon).len(), 3);
+        assert_eq!(threads(&daemon).len(), 4);
     });
 }
 

@@ -92,7 +92,7 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         published,
         budget: Budget::new(limits),
     });
-    log.detach().context("no thread for the log")?;
+    log.detach(|| ()).context("no thread for the log")?;
     sessions.published().serve(&sessions)?;
     tracing::info!(
         address = %config.listen,

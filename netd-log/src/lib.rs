@@ -71,16 +71,18 @@ impl Log {
         }
     }
 
-    /// From now on a thread of its own writes. To be called once the daemon has set itself up.
+    /// From now on a thread of its own writes. To be called once the daemon has set itself up. The
+    /// thread does what is to be done by `first`, such as to give up privileges.
     ///
     /// # Errors
     /// The thread could not be started.
-    pub fn detach(&self) -> io::Result<()> {
+    pub fn detach(&self, first: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         if let Some(messages) = self.take() {
-            thread::Builder::new()
-                .name("log".into())
-                .spawn(move || write_all(&messages, &shared, stderr))?;
+            thread::Builder::new().name("log".into()).spawn(move || {
+                first();
+                write_all(&messages, &shared, stderr);
+            })?;
         }
         Ok(())
     }
