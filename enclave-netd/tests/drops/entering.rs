@@ -142,7 +142,7 @@ fn malformed(rows: &mut Rows, family: usize) {
             "a header that is too short",
             &changed(&good, 0, 0x44),
         );
-        rows.packet(REASON, "options", &with_options(&good));
+        rows.packet("in_protocol", "options", &with_options(&good));
         rows.packet(
             REASON,
             "a wrong header checksum",

@@ -154,6 +154,7 @@ fn nothing_unwelcome_reaches_the_host() {
             send_raw(family, &udp(US[family], PEER[family], 1, b"right"));
             link.packet(|_, packet| packet.ends_with(b"right").then_some(()));
             link.send(Kind::Packet, &[]);
+            settle(&mut link);
             for (reason, packet) in unwelcome(family) {
                 let mut expected = dropped(&mut daemon);
                 *expected.entry(reason.to_owned()).or_default() += 1;
