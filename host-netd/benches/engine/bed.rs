@@ -7,7 +7,7 @@
 
 use crate::packets::{ENCLAVE, HEADERS, Mark, Segment, port};
 use host_netd::engine::{DialTarget, Effect, Egress, Engine, FlowId, Limits, Standing};
-use host_netd::limits::{MAX_FLOWS, MAX_RING_MEMORY_MIB, QUANTUM};
+use host_netd::limits::{DIALS_A_SECOND, MAX_FLOWS, MAX_RING_MEMORY_MIB, QUANTUM};
 use host_netd::local::LocalAddresses;
 use netd_proto::frame::HEADER;
 use netd_proto::handshake::{Features, Hello, Lane, Network4, Network6, SessionId};
@@ -29,8 +29,9 @@ const LIMITS: Limits = Limits {
     ..Limits::DEFAULT
 };
 
-/// Time that passes for each packet unless a scenario says otherwise: 100,000 packets a second.
-pub(crate) const PACE: Duration = Duration::from_micros(10);
+/// Time that passes for each packet unless a scenario says otherwise: a million packets a second, so
+/// that each of 10,000 flows has its acknowledgement before the engine asks for it.
+pub(crate) const PACE: Duration = Duration::from_micros(1);
 
 pub(crate) struct Bed {
     pub(crate) engine: Engine,
@@ -140,6 +141,8 @@ impl Bed {
 
     /// Opens a connection from the enclave's `index`th port.
     pub(crate) fn open(&mut self, index: usize, signals: &mut Signals) -> Connection {
+        // At the pace at which connects are begun.
+        self.now += Duration::from_secs(1) / DIALS_A_SECOND;
         let port = port(index);
         let syn = signals.syn.patched(port, 999, 0);
         let id = match self.engine.handle_packet(syn, self.now) {
