@@ -1,13 +1,11 @@
 //! The enclave as one who receives: how long a segment and how much of a flow it takes.
 
-use super::window::is_after;
+use super::window::{SYN, TCP_FLAGS, is_after, number};
 use etherparse::{TcpOptionElement, TcpSlice};
 use std::num::NonZeroU16;
 
 const TCP_SEQUENCE: usize = 4;
 const TCP_DATA_OFFSET: usize = 12;
-const TCP_FLAGS: usize = 13;
-const SYN: u8 = 0x02;
 
 /// A TCP header without options.
 const HEADER: usize = 20;
@@ -83,10 +81,9 @@ impl Receiver {
 
     /// Takes note of a segment to the enclave.
     pub(super) fn sent(&mut self, tcp: &[u8]) {
-        let number = tcp[TCP_SEQUENCE..].first_chunk().expect("a TCP header");
         let payload = tcp.len() - header_length(tcp);
         #[expect(clippy::cast_possible_truncation, reason = "a packet has 64 KiB")]
-        let end = u32::from_be_bytes(*number).wrapping_add(payload as u32);
+        let end = number(tcp, TCP_SEQUENCE).wrapping_add(payload as u32);
         if tcp[TCP_FLAGS] & SYN != 0 {
             self.first = Some(end.wrapping_add(1));
         } else if let Some(first) = self.first {

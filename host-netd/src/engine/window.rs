@@ -20,9 +20,9 @@ use smoltcp::time::Instant;
 const SHIFT: u8 = (usize::BITS - RECEIVE_RING.leading_zeros() - u16::BITS) as u8;
 
 const TCP_ACK: usize = 8;
-const TCP_FLAGS: usize = 13;
+pub(super) const TCP_FLAGS: usize = 13;
 const TCP_WINDOW: usize = 14;
-const SYN: u8 = 0x02;
+pub(super) const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
 /// What one flow was promised and has used.
@@ -106,7 +106,7 @@ impl Window {
     }
 }
 
-fn number(tcp: &[u8], at: usize) -> u32 {
+pub(super) fn number(tcp: &[u8], at: usize) -> u32 {
     let number = tcp[at..].first_chunk().expect("a whole TCP header");
     u32::from_be_bytes(*number)
 }
