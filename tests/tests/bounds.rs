@@ -366,7 +366,7 @@ fn no_more_enclaves_than_there_are_seats_and_a_new_link_takes_its_own() {
         let (_refused, answer) = Rogue::greet(&lab.link(), 2);
         assert_eq!(answer, Some(netd_proto::frame::Kind::Goodbye));
     }
-    assert!(host.log().contains("max_enclaves"), "{}", host.log());
+    host.wait_log("max_enclaves", 2);
     drop(held);
     until(5, "the seat is free", || {
         let (_rogue, answer) = Rogue::greet(&lab.link(), 2);
@@ -506,8 +506,7 @@ fn short_ring_memory_refuses_new_flows_and_loses_nothing_of_the_others() {
         }
     };
     assert_eq!(refused.raw_os_error(), Some(ECONNREFUSED), "{refused}");
-    let log = daemons.host.log();
-    assert!(log.contains(r#"setting="ring_memory_mib""#), "{log}");
+    daemons.host.wait_log(r#"setting="ring_memory_mib""#, 2);
     let (after, most) = (resident(&daemons.host), promised(&daemons.host));
     eprintln!(
         "{} flows filled 16 MiB of rings; resident {before} MiB before, {after} after, {most} promised",

@@ -58,7 +58,7 @@ reasons! {
     DeniedReserved = "denied_reserved",
     /// `max_flows`, or the limit of open files.
     FlowLimit = "flow_limit",
-    /// `ring_memory_mib`: new flows are refused, or a flow kept bytes back beyond it.
+    /// `ring_memory_mib`: new flows are refused, and segments far beyond it wait to be sent again.
     MemoryLimit = "memory_limit",
     /// `max_dials`.
     DialLimit = "dial_limit",

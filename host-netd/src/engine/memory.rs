@@ -8,8 +8,8 @@
 //! longer needs. Memory is short when no further step is to be had and three quarters of what was
 //! taken are in use. Then windows are small, and little is read from host sockets; when all is in
 //! use, new flows are refused, and only flows whose send ring is empty read from their host
-//! sockets. A flow that takes a quarter more than that was promised its window before and holds
-//! the bytes back on purpose: it is reset.
+//! sockets. Flows fill windows that they were promised before; when that takes a quarter more, a
+//! segment of a flow that holds much is dropped, and the enclave's kernel sends it again.
 
 use crate::budget::{Permit, Share};
 use crate::limits::{FIRST_WINDOW, RING_MEMORY_STEP, SHORT_WINDOW};

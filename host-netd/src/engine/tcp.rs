@@ -234,21 +234,19 @@ impl Engine {
                 Effect::None
             }
             Flow::Tcp(stack) => {
-                // A flow that holds little is not reset for what others hold.
+                // A flow that holds little goes on whatever others hold.
                 let overdraws = |stack: &Stack, memory: &Memory| {
                     let more = stack.would_touch(packet);
-                    more.is_some_and(|more| {
-                        memory.would_be_overdrawn(more) && stack.touched() + more > SHORT_WINDOW
-                    })
+                    more > 0
+                        && memory.would_be_overdrawn(more)
+                        && stack.touched() + more > SHORT_WINDOW
                 };
                 if overdraws(stack, &self.memory) {
                     stack.release();
                     stack.account(&mut self.memory);
                 }
                 if overdraws(stack, &self.memory) {
-                    // Nothing of it is stored: a flow that is reset keeps its rings until the link
-                    // has room to tell so.
-                    stack.abort();
+                    // Not acknowledged, so the enclave's kernel sends it again.
                     self.limit_reached(DropReason::MemoryLimit, now);
                     return Effect::Turn(id);
                 }

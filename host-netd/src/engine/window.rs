@@ -68,6 +68,22 @@ impl Window {
         (self.acknowledged, field)
     }
 
+    /// What was last acknowledged.
+    pub(super) fn acknowledged(&self) -> u32 {
+        self.acknowledged
+    }
+
+    /// Where the bytes of a segment end that are taken.
+    pub(super) fn end_within(&self, tcp: &TcpSlice<'_>) -> u32 {
+        let length = tcp.payload().len() + usize::from(tcp.syn());
+        #[expect(clippy::cast_possible_truncation, reason = "a packet has 64 KiB")]
+        let end = tcp.sequence_number().wrapping_add(length as u32);
+        match self.edge {
+            Some(edge) if is_after(end, edge) => edge,
+            _ => end,
+        }
+    }
+
     /// Whether the enclave was not promised that bytes up to `end` are taken.
     pub(super) fn ends_before(&self, end: u32) -> bool {
         self.edge.is_some_and(|edge| is_after(end, edge))

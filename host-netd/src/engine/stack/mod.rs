@@ -19,6 +19,7 @@ use super::window::{Recent, Window, is_after};
 use crate::budget::Permit;
 use crate::limits::{ENCLAVE_HANDSHAKE, ENCLAVE_KEEPALIVE, RECEIVE_RING, RING_IDLE, SEND_RING};
 use ending::Resetting;
+use etherparse::TcpSlice;
 use netd_proto::packet::{FlowKey, Packet, Transport};
 use smoltcp::iface::{Config, Interface, PollResult};
 use smoltcp::socket::tcp::{Socket, State};
@@ -58,9 +59,12 @@ pub(super) struct Stack {
     pub(super) recent_out: Recent,
     /// What is not in `recent_out` yet.
     pub(super) unaccounted: usize,
-    /// Bytes that passed through each ring since it was last given back: its touched pages.
+    /// Bytes that passed through each ring since it was last given back, up to its length: its
+    /// touched pages.
     received: usize,
     sent: usize,
+    /// Sequence number of the first byte of `received`; none before the SYN.
+    received_from: Option<u32>,
     /// What of it is counted in [`Memory`].
     counted: usize,
     /// Bytes moved since the last look at `moved_at`.
@@ -158,6 +162,7 @@ impl Stack {
             unaccounted: 0,
             received: 0,
             sent: 0,
+            received_from: None,
             counted: 0,
             moved: false,
             moved_at: now,
@@ -179,15 +184,28 @@ impl Stack {
         self.socket.socket_ref().state()
     }
 
-    /// How much more of its receive ring is touched if it takes this segment; `None` if there is
-    /// nothing in it to store.
-    pub(super) fn would_touch(&self, packet: &Packet<'_>) -> Option<usize> {
+    /// How much more of its receive ring is touched if it takes this segment. What fills a gap
+    /// touches nothing: the bytes beyond the gap did.
+    pub(super) fn would_touch(&self, packet: &Packet<'_>) -> usize {
         match packet.transport() {
-            Transport::Tcp(tcp) if !tcp.payload().is_empty() => {
-                let after = self.received + tcp.payload().len();
-                Some(after.min(RECEIVE_RING) - self.received.min(RECEIVE_RING))
-            }
-            _ => None,
+            Transport::Tcp(tcp) => self.reach(tcp).saturating_sub(self.received),
+            _ => 0,
+        }
+    }
+
+    /// How far into its receive ring a segment goes, in bytes since the ring was given back.
+    fn reach(&self, tcp: &TcpSlice<'_>) -> usize {
+        let Some(from) = self.received_from else {
+            return 0;
+        };
+        if self.received == RECEIVE_RING || tcp.payload().is_empty() {
+            return self.received;
+        }
+        let end = self.window.end_within(tcp);
+        if is_after(end, from) {
+            (end.wrapping_sub(from) as usize).min(RECEIVE_RING)
+        } else {
+            0
         }
     }
 
@@ -224,9 +242,10 @@ impl Stack {
             self.probe.heard(tcp.acknowledgment_number(), now);
         }
         if tcp.syn() {
-            self.syn.get_or_insert(tcp.sequence_number());
+            let syn = *self.syn.get_or_insert(tcp.sequence_number());
+            self.received_from.get_or_insert(syn.wrapping_add(1));
         }
-        self.received += bytes;
+        self.received = self.received.max(self.reach(tcp));
         self.moved |= bytes > 0;
         let mut device = LinkDevice {
             received: Some(packet.bytes()),
@@ -323,7 +342,7 @@ impl Stack {
 
     /// Bytes of its rings' touched pages.
     pub(super) fn touched(&self) -> usize {
-        self.received.min(RECEIVE_RING) + self.sent.min(SEND_RING)
+        self.received + self.sent.min(SEND_RING)
     }
 
     /// Counts its rings among those of all flows.
@@ -361,6 +380,7 @@ impl Stack {
         if nothing && self.received > 0 {
             self.socket.release_receive();
             self.received = 0;
+            self.received_from = Some(self.window.acknowledged());
         }
         nothing
     }

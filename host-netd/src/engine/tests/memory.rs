@@ -50,7 +50,7 @@ fn a_gap_keeps_the_rings() {
     connection.send(&mut bed, ACK, &[2; 100]);
     bed.pass(2 * RING_IDLE);
     while bed.engine.expired(bed.now).is_some() {}
-    assert_eq!(ring_memory(&bed), 100);
+    assert_eq!(ring_memory(&bed), 200, "the gap as well");
 
     connection.seq = start;
     connection.send(&mut bed, ACK, &[1; 100]);
@@ -91,7 +91,7 @@ fn short_memory_makes_windows_small_and_refuses_new_flows() {
 }
 
 #[test]
-fn flows_that_are_reset_store_nothing_while_a_full_link_keeps_them() {
+fn what_memory_has_no_room_for_is_taken_when_it_comes_again() {
     let limits = Limits {
         ring_memory: 1024 * 1024,
         ..LIMITS
@@ -101,31 +101,45 @@ fn flows_that_are_reset_store_nothing_while_a_full_link_keeps_them() {
         let enclave: &'static str = Box::leak(format!("100.64.0.2:{port}").into_boxed_str());
         Connection::between(&mut bed, (enclave, SERVER))
     };
-    // Each was promised as much, and nobody reads or gives them their turn.
+    // Each was promised as much, and nobody reads.
     let mut connections: Vec<_> = (1000..1000 + FLOWS).map(open).collect();
-    let (mut modest, mut filler) = (connections.remove(0), connections.remove(0));
-    for connection in connections {
-        let (enclave, server) = (connection.enclave, connection.server);
-        let segment = tcp(
-            enclave,
-            server,
-            ACK,
-            connection.seq,
-            connection.ack,
-            &[1; 60_000],
-        );
-        bed.send(&segment);
+    let (mut modest, mut gapped) = (connections.remove(0), connections.remove(0));
+    let start = gapped.seq;
+    gapped.seq += 1000;
+    gapped.send(&mut bed, ACK, &[2; 40_000]);
+    let mut kept = Vec::new();
+    let mut dropped = Vec::new();
+    for mut connection in connections {
+        let before = bed.drops(DropReason::MemoryLimit);
+        let answers = connection.send(&mut bed, ACK, &[1; 60_000]);
+        assert!(answers.iter().all(|answer| answer.flags & RST == 0));
         assert!(ring_memory(&bed) <= limits.most_ring_memory());
+        if bed.drops(DropReason::MemoryLimit) > before {
+            dropped.push(connection);
+        } else {
+            kept.push(connection);
+        }
     }
-    assert!(bed.drops(DropReason::MemoryLimit) > 0);
-    let before = bed.drops(DropReason::MemoryLimit);
-    while bed.drops(DropReason::MemoryLimit) == before {
-        filler.send(&mut bed, ACK, &[1; 8]);
-    }
-    let resets = bed.drops(DropReason::MemoryLimit);
+    let drops = dropped.len() as u64;
+    assert!(drops > 2, "the memory is never used up");
+    assert_eq!(bed.drops(DropReason::MemoryLimit), drops);
 
     modest.send(&mut bed, ACK, b"a request");
-
     assert_eq!(modest.read_all(&mut bed), 9, "not for what others hold");
-    assert_eq!(bed.drops(DropReason::MemoryLimit), resets);
+    gapped.seq = start;
+    gapped.send(&mut bed, ACK, &[1; 1000]);
+    assert_eq!(gapped.read_all(&mut bed), 41_000, "a gap is always filled");
+
+    assert_eq!(bed.drops(DropReason::MemoryLimit), drops);
+    for connection in &mut kept {
+        assert_eq!(connection.read_all(&mut bed), 60_000);
+        connection.replies(&mut bed);
+    }
+    for connection in &mut dropped {
+        connection.seq -= 60_000;
+        connection.send(&mut bed, ACK, &[1; 60_000]);
+        assert_eq!(connection.read_all(&mut bed), 60_000);
+        connection.replies(&mut bed);
+    }
+    assert_eq!(bed.drops(DropReason::MemoryLimit), drops);
 }
