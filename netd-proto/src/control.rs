@@ -116,7 +116,7 @@ impl Control {
                     String::from_utf8_lossy(text),
                 )))
             }
-            Kind::Packet | Kind::Hello | Kind::Welcome => Err(error),
+            Kind::Packet | Kind::Hello | Kind::Welcome | Kind::Log | Kind::Exit => Err(error),
         }
     }
 }

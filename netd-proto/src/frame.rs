@@ -11,8 +11,9 @@
 //! Neither allocates after it is made.
 
 use crate::build::MAX_ICMP_ERROR;
-use crate::limits::{LINK_QUEUE, LINK_READ, MAX_CONTROL_FRAME, MAX_PACKET_FRAME};
+use crate::limits::{LINK_QUEUE, LINK_READ, MAX_CONTROL_FRAME, MAX_LOG_LINE, MAX_PACKET_FRAME};
 use crate::offload::VnetHeader;
+use crate::report::LOG_HEADER;
 
 /// Length of a frame's header.
 pub const HEADER: usize = 4;
@@ -33,6 +34,10 @@ pub enum Kind {
     Hello = 5,
     /// Answer to a hello.
     Welcome = 6,
+    /// A line of the enclave's log.
+    Log = 7,
+    /// How the enclave's program ended.
+    Exit = 8,
 }
 
 impl Kind {
@@ -44,6 +49,8 @@ impl Kind {
             4 => Kind::Goodbye,
             5 => Kind::Hello,
             6 => Kind::Welcome,
+            7 => Kind::Log,
+            8 => Kind::Exit,
             _ => return None,
         })
     }
@@ -52,6 +59,7 @@ impl Kind {
     pub const fn max_payload(self) -> usize {
         match self {
             Kind::Packet => MAX_PACKET_FRAME,
+            Kind::Log => LOG_HEADER + MAX_LOG_LINE,
             _ => MAX_CONTROL_FRAME,
         }
     }
@@ -267,12 +275,26 @@ impl Queue {
         if self.len() + HEADER + payload.len() > QUEUE_WITH_ANSWERS + CONTROL_RESERVE {
             return false;
         }
+        self.push(kind, payload);
+        true
+    }
+
+    /// Queues a line of the log where a packet would have room, behind what waits. False when it
+    /// has none: the line is not queued.
+    pub fn push_log(&mut self, payload: &[u8]) -> bool {
+        let room = self.has_room();
+        if room {
+            self.push(Kind::Log, payload);
+        }
+        room
+    }
+
+    fn push(&mut self, kind: Kind, payload: &[u8]) {
         self.make_room(HEADER + payload.len());
         let (head, body) = self.buffer[self.tail..].split_at_mut(HEADER);
         head.copy_from_slice(&header(kind, payload.len()));
         body[..payload.len()].copy_from_slice(payload);
         self.tail += HEADER + payload.len();
-        true
     }
 
     /// What waits, oldest first.

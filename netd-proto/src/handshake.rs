@@ -40,8 +40,10 @@ impl Features {
     /// Takes UDP super-datagrams over IPv4 and IPv6. Worth nothing without
     /// [`CHECKSUM`](Self::CHECKSUM).
     pub const USO: Features = Features(1 << 3);
+    /// Sends, or takes, lines of the enclave's log and how its program ended.
+    pub const LOG: Features = Features(1 << 4);
     /// Everything this version knows.
-    pub const ALL: Features = Features(0b1111);
+    pub const ALL: Features = Features(0b1_1111);
 
     /// Whether all of `other` is in here.
     pub fn contains(self, other: Features) -> bool {
@@ -66,6 +68,7 @@ impl fmt::Display for Features {
             (Self::TSO4, "tso4"),
             (Self::TSO6, "tso6"),
             (Self::USO, "uso"),
+            (Self::LOG, "log"),
         ];
         let has: Vec<_> = names
             .iter()

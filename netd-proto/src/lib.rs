@@ -6,6 +6,7 @@
 //! * [`frame`]: how packets and control messages are cut out of the link's byte stream.
 //! * [`handshake`]: who speaks which version and which features.
 //! * [`control`]: ping, pong and goodbye.
+//! * [`report`]: lines of an enclave's log, and how its program ended.
 //! * [`packet`]: an IP packet, validated once, and the key of its flow.
 //! * [`offload`]: the virtio-net header that travels before every packet.
 //! * [`run`]: many UDP datagrams in one packet.
@@ -26,4 +27,5 @@ pub mod limits;
 pub mod offload;
 pub mod packet;
 pub mod policy;
+pub mod report;
 pub mod run;

@@ -9,11 +9,14 @@ pub const MAX_PACKET: usize = 65_575;
 /// Longest payload of a packet frame: the virtio-net header and the packet.
 pub const MAX_PACKET_FRAME: usize = crate::offload::VnetHeader::LEN + MAX_PACKET;
 
-/// Longest payload of any other frame. A hello is 130 bytes and a goodbye carries one sentence.
+/// Longest payload of a control frame. A hello is 130 bytes and a goodbye carries one sentence.
 pub const MAX_CONTROL_FRAME: usize = 512;
 
 /// Longest text of a goodbye, in bytes of UTF-8: one log line.
 pub const MAX_GOODBYE_TEXT: usize = 300;
+
+/// Longest line of an enclave's log, in bytes: what a pipe passes on in one piece.
+pub const MAX_LOG_LINE: usize = 4096;
 
 /// Most datagrams of one super-datagram that are accepted: what Linux lets a program send at once
 /// (`UDP_MAX_SEGMENTS`). It bounds the work that one packet can make.
