@@ -1,23 +1,22 @@
 //! Command line and configuration file, parsed once into valid values.
 
+mod file;
+mod open_files;
+
+pub use open_files::Files;
+
 use crate::budget::Limits;
-use crate::limits::{
-    DEFAULT_ENCLAVES, DNS_FILES, MAX_DIALS, MAX_DIALS_PER_DESTINATION, MAX_DNS_QUERIES,
-    MAX_ENCLAVES, MAX_FLOWS, MAX_HALF_OPEN, MAX_RING_MEMORY_MIB, MAX_UDP_MAPPINGS,
-    MIN_RING_MEMORY_MIB, OVERALL, RESERVED_FILES, RING_MEMORY_MIB, SESSION_FILES,
-};
 use crate::listen::AllowedCids;
 use crate::publish::Publish;
 use crate::sandbox::Mode;
 use anyhow::{Context, bail};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use file::{File, parse_key};
 use netd_proto::address::{Cid, DEFAULT_PORT, LinkAddress};
 use netd_proto::policy::{Host, Policy, Rule};
-use serde::Deserialize;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// The parent's end of the enclave network.
 ///
@@ -57,29 +56,6 @@ struct Args {
     /// Write every packet that crosses the link to a pcap file
     #[arg(long, value_name = "FILE")]
     capture: Option<PathBuf>,
-}
-
-/// The configuration file. Every key may be left out.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    listen: Option<String>,
-    cids: Option<Vec<u32>>,
-    #[serde(default)]
-    publish: Vec<String>,
-    #[serde(default)]
-    rules: Vec<String>,
-    resolv_conf: Option<PathBuf>,
-    capture: Option<PathBuf>,
-    max_enclaves: Option<usize>,
-    max_flows: Option<usize>,
-    max_dials: Option<usize>,
-    max_dials_per_destination: Option<usize>,
-    max_udp_mappings: Option<usize>,
-    max_dns_queries: Option<usize>,
-    max_half_open: Option<usize>,
-    ring_memory_mib: Option<usize>,
-    sandbox: Option<String>,
 }
 
 /// Everything an operator may set.
@@ -195,89 +171,6 @@ impl Config {
     }
 }
 
-impl File {
-    fn limits(&self) -> anyhow::Result<Limits> {
-        let within = |key: &str, value: Option<usize>, default, least, most| {
-            let value = value.unwrap_or(default);
-            if !(least..=most).contains(&value) {
-                bail!("key '{key}' is {value}: it must be from {least} to {most}");
-            }
-            Ok(value)
-        };
-        let most = |key: &str, value, default| within(key, value, default, 1, default);
-        let flows = most("max_flows", self.max_flows, MAX_FLOWS)?;
-        let (dials, to_one) = (self.max_dials, self.max_dials_per_destination);
-        let ring_memory = within(
-            "ring_memory_mib",
-            self.ring_memory_mib,
-            RING_MEMORY_MIB,
-            MIN_RING_MEMORY_MIB,
-            MAX_RING_MEMORY_MIB,
-        )?;
-        Ok(Limits {
-            enclaves: within(
-                "max_enclaves",
-                self.max_enclaves,
-                DEFAULT_ENCLAVES,
-                1,
-                MAX_ENCLAVES,
-            )?,
-            flows,
-            all_flows: OVERALL * flows,
-            dials: within("max_dials", dials, MAX_DIALS, 1, MAX_FLOWS)?,
-            dials_per_destination: within(
-                "max_dials_per_destination",
-                to_one,
-                MAX_DIALS_PER_DESTINATION,
-                1,
-                MAX_FLOWS,
-            )?,
-            mappings: within(
-                "max_udp_mappings",
-                self.max_udp_mappings,
-                MAX_UDP_MAPPINGS,
-                1,
-                MAX_FLOWS,
-            )?,
-            dns_queries: most("max_dns_queries", self.max_dns_queries, MAX_DNS_QUERIES)?,
-            half_open: within(
-                "max_half_open",
-                self.max_half_open,
-                MAX_HALF_OPEN,
-                1,
-                MAX_FLOWS,
-            )?,
-            ring_memory: ring_memory * 1024 * 1024,
-        })
-    }
-
-    fn read(path: &Path) -> anyhow::Result<File> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-        File::parse(path, &text)
-    }
-
-    fn parse(path: &Path, text: &str) -> anyhow::Result<File> {
-        toml::from_str(text).map_err(|error| {
-            let line = error
-                .span()
-                .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            anyhow::anyhow!(
-                "{}, line {line}: {}",
-                path.display(),
-                error.message().replace('\n', " ")
-            )
-        })
-    }
-}
-
-fn parse_key<T>(key: &str, text: &str) -> anyhow::Result<T>
-where
-    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
-{
-    text.parse().with_context(|| format!("key '{key}'"))
-}
-
 /// `--allow` and `--deny` make one list, in the order in which they were given.
 fn rules_in_order(matches: &ArgMatches, args: &Args) -> anyhow::Result<Vec<Rule>> {
     let mut rules = Vec::new();
@@ -303,60 +196,6 @@ fn name_the_loopback(rule: &mut Rule) {
             IpAddr::V6(v6) if *v6 == STANDS_FOR6 => *address = Ipv6Addr::LOCALHOST.into(),
             _ => {}
         }
-    }
-}
-
-/// What the limit of open files leaves room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Files {
-    /// Flows of all enclaves together.
-    pub flows: usize,
-    /// Queries to name servers.
-    pub dns: usize,
-}
-
-impl Files {
-    /// Raises the soft limit of open files to the hard one, and shares it out. `published` are the
-    /// sockets of published ports.
-    ///
-    /// # Errors
-    /// The limit cannot be read, or is too low for any flow.
-    pub fn of_process(limits: &Limits, published: usize) -> anyhow::Result<Files> {
-        use nix::sys::resource::{Resource, getrlimit, setrlimit};
-        let (soft, hard) =
-            getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-        let files = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-            Ok(()) => hard,
-            Err(_) => soft,
-        };
-        Files::within(
-            usize::try_from(files).unwrap_or(usize::MAX),
-            limits,
-            published,
-        )
-    }
-
-    fn within(files: usize, limits: &Limits, published: usize) -> anyhow::Result<Files> {
-        let reserved = RESERVED_FILES + SESSION_FILES * limits.enclaves + published;
-        // Room for one flow of each enclave.
-        let least = reserved + 2 * DNS_FILES * limits.enclaves;
-        if files < least {
-            bail!(
-                "the limit of open files is {files}: raise it to {least} at least (ulimit -n, LimitNOFILE=)"
-            );
-        }
-        let left = files - reserved;
-        let dns = left / DNS_FILES;
-        let flows = (left - dns).min(limits.all_flows);
-        if flows < limits.flows {
-            tracing::warn!(
-                files,
-                flows,
-                wanted = limits.flows,
-                "the limit of open files bounds the flows: raise it (ulimit -n, LimitNOFILE=)"
-            );
-        }
-        Ok(Files { flows, dns })
     }
 }
 
@@ -409,21 +248,6 @@ mod tests {
                 "allow udp *:123"
             ]
         );
-    }
-
-    #[test]
-    fn files_are_shared_out_and_flows_of_all_enclaves_stay_below_the_limit() {
-        let limits = parse(&[], "max_flows = 1000").expect("valid").limits;
-        let plenty = Files::within(1 << 20, &limits, 2).expect("enough");
-        assert_eq!(plenty.flows, OVERALL * 1000);
-
-        let scarce = Files::within(300, &limits, 2).expect("enough");
-        assert!(scarce.flows > 100 && scarce.dns > 10, "{scarce:?}");
-        let used = scarce.flows + scarce.dns + RESERVED_FILES + 4 * SESSION_FILES + 2;
-        assert_eq!(used, 300);
-
-        let error = Files::within(100, &limits, 2).expect_err("too few");
-        assert!(error.to_string().contains("LimitNOFILE"), "{error}");
     }
 
     #[test]
