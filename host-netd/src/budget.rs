@@ -223,7 +223,10 @@ impl Drop for Permit {
 #[derive(Debug)]
 pub struct Budget {
     limits: Limits,
+    /// For whoever comes first.
     seats: Share,
+    /// For enclaves with a table, one each.
+    kept_seats: Share,
     flows: Arc<Pool>,
     dials: Arc<Pool>,
     mappings: Arc<Pool>,
@@ -270,12 +273,22 @@ impl Budget {
         Budget {
             limits,
             seats: Share::alone(limits.enclaves),
+            kept_seats: Share::alone(0),
             flows: Pool::new(flows, limits.enclaves, limits.flows),
             dials: pool(limits.dials),
             mappings: pool(limits.mappings),
             dns_queries: pool(limits.dns_queries),
             half_open: pool(limits.half_open),
             memory: Pool::new(limits.ring_memory, limits.enclaves, limits.ring_memory),
+        }
+    }
+
+    /// Keeps so many of the seats for enclaves with a table.
+    pub fn keeping(self, seats: usize) -> Budget {
+        Budget {
+            seats: Share::alone(self.limits.enclaves.saturating_sub(seats)),
+            kept_seats: Share::alone(seats),
+            ..self
         }
     }
 
@@ -286,7 +299,15 @@ impl Budget {
 
     /// A place for one more session; `None` when all are taken.
     pub fn allot(&self) -> Option<Allotment> {
-        let seat = self.seats.take()?;
+        Some(self.allotment(self.seats.take()?))
+    }
+
+    /// A place for an enclave with a table; `None` when all that were kept are taken.
+    pub fn allot_kept(&self) -> Option<Allotment> {
+        Some(self.allotment(self.kept_seats.take()?))
+    }
+
+    fn allotment(&self, seat: Permit) -> Allotment {
         let shares = Shares {
             flows: self.flows.share(),
             dials: self.dials.share(),
@@ -296,10 +317,10 @@ impl Budget {
             memory: self.memory.share(),
             dials_per_destination: self.limits.dials_per_destination,
         };
-        Some(Allotment {
+        Allotment {
             shares: Arc::new(shares),
             _seat: seat,
-        })
+        }
     }
 }
 
@@ -359,15 +380,18 @@ mod tests {
 
     #[test]
     fn sessions_are_as_many_as_there_are_seats() {
-        let budget = Budget::new(Limits {
-            enclaves: 2,
+        let limits = Limits {
+            enclaves: 3,
             ..Limits::DEFAULT
-        });
+        };
+        let budget = Budget::new(limits).keeping(1);
         let first = budget.allot().expect("a seat");
         let _second = budget.allot().expect("a seat");
-        assert!(budget.allot().is_none());
-        drop(first);
-        assert!(budget.allot().is_some());
+        assert!(budget.allot().is_none(), "the third is kept");
+        let kept = budget.allot_kept().expect("kept for it");
+        assert!(budget.allot_kept().is_none());
+        drop((first, kept));
+        assert!(budget.allot().is_some() && budget.allot_kept().is_some());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! * [`io`]: the data loop, one epoll loop on one thread for each enclave; sockets and the link.
 //! * [`listen`]: where links are accepted, and from whom.
 //! * [`session`]: shakes hands, starts and replaces data loops.
-//! * [`publish`]: ports of the parent that lead into the enclave.
+//! * [`tenant`]: whose rules and published ports hold for an enclave.
+//! * [`publish`]: ports of the parent that lead into an enclave.
 //! * [`dns`]: the resolver behind the gateway.
 //! * [`budget`]: what all sessions share, in fair parts.
 //! * [`config`]: command line and configuration file, parsed once.
@@ -28,3 +29,4 @@ pub mod publish;
 pub mod sandbox;
 pub mod session;
 mod sparse;
+pub mod tenant;

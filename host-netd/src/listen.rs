@@ -25,16 +25,17 @@ const SO_VM_SOCKETS_BUFFER_MAX_SIZE: i32 = 2;
 /// Who is at the other end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A vsock peer; the kernel vouches for the number.
-    Vsock(Cid),
-    /// Whoever may open the unix socket.
+    /// The enclave with this CID. For the number vouches the kernel, or the permissions of a unix
+    /// socket that is this enclave's alone.
+    Enclave(Cid),
+    /// Whoever may open the unix socket that is nobody's in particular.
     Unix,
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Peer::Vsock(cid) => write!(f, "CID {cid}"),
+            Peer::Enclave(cid) => write!(f, "CID {cid}"),
             Peer::Unix => f.write_str("unix socket"),
         }
     }
@@ -46,12 +47,13 @@ pub enum AllowedCids {
     /// Every enclave: CIDs 4 and above. The hypervisor (0), loopback (1), the host (2) and the
     /// parent (3) are none.
     Enclaves,
-    /// Just these.
+    /// Just these. One that has a socket of its own is not among them: another enclave may have its
+    /// CID here.
     Only(Vec<Cid>),
 }
 
 impl AllowedCids {
-    fn allow(&self, cid: Cid) -> bool {
+    pub(crate) fn allow(&self, cid: Cid) -> bool {
         match self {
             AllowedCids::Enclaves => cid > Cid::PARENT && cid != Cid::ANY,
             AllowedCids::Only(cids) => cids.contains(&cid),
@@ -69,7 +71,8 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum ListenerKind {
-    Unix(UnixListener),
+    /// All who connect there count as this peer.
+    Unix(UnixListener, Peer),
     Vsock(VsockListener, AllowedCids),
 }
 
@@ -80,15 +83,7 @@ impl Listener {
     /// The address is in use or not permitted, or the kernel has no AF_VSOCK.
     pub fn bind(address: &LinkAddress, cids: AllowedCids) -> anyhow::Result<Listener> {
         match address {
-            LinkAddress::Unix(path) => {
-                make_way(path)?;
-                let listener = UnixListener::bind(path)
-                    .with_context(|| format!("cannot listen at {address}: the folder must exist and be writable for this user"))?;
-                Ok(Listener {
-                    kind: ListenerKind::Unix(listener),
-                    path: Some(path.clone()),
-                })
-            }
+            LinkAddress::Unix(path) => Listener::unix(path, Peer::Unix),
             LinkAddress::Vsock(cid, VsockPort(port)) => {
                 let listener = VsockListener::bind(VsockAddr::new(cid.0, *port)).with_context(|| {
                     format!("cannot listen at {address}: is the port in use, or AF_VSOCK missing (modprobe vhost_vsock)?")
@@ -106,17 +101,44 @@ impl Listener {
         }
     }
 
+    /// Listens at a unix socket that only the enclave with this CID is let to.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn for_enclave(cid: Cid, path: &Path) -> anyhow::Result<Listener> {
+        Listener::unix(path, Peer::Enclave(cid))
+    }
+
+    fn unix(path: &Path, peer: Peer) -> anyhow::Result<Listener> {
+        make_way(path)?;
+        let listener = UnixListener::bind(path).with_context(|| {
+            format!(
+                "cannot listen at unix:{}: the folder must exist and be writable for this user",
+                path.display()
+            )
+        })?;
+        Ok(Listener {
+            kind: ListenerKind::Unix(listener, peer),
+            path: Some(path.to_owned()),
+        })
+    }
+
+    /// The socket that is removed at the end.
+    pub fn socket(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     pub(crate) async fn accept(&mut self) -> io::Result<Accepted> {
         match &mut self.kind {
-            ListenerKind::Unix(listener) => {
+            ListenerKind::Unix(listener, peer) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Accepted::Link(Link::Unix(stream), Peer::Unix))
+                Ok(Accepted::Link(Link::Unix(stream), *peer))
             }
             ListenerKind::Vsock(listener, cids) => {
                 let (stream, address) = std::future::poll_fn(|cx| listener.poll_accept(cx)).await?;
                 let (link, cid) = (Link::Vsock(stream), Cid(address.cid()));
                 Ok(match cids.allow(cid) {
-                    true => Accepted::Link(link, Peer::Vsock(cid)),
+                    true => Accepted::Link(link, Peer::Enclave(cid)),
                     false => Accepted::Forbidden(link, cid),
                 })
             }
@@ -133,10 +155,11 @@ pub(crate) enum Accepted {
 }
 
 impl Accepted {
-    pub(crate) fn peer(&self) -> Peer {
+    /// Who it is, of those who may connect.
+    pub(crate) fn peer(&self) -> Option<Peer> {
         match self {
-            Accepted::Link(_, peer) => *peer,
-            Accepted::Forbidden(_, cid) => Peer::Vsock(*cid),
+            Accepted::Link(_, peer) => Some(*peer),
+            Accepted::Forbidden(..) => None,
         }
     }
 }

@@ -8,15 +8,17 @@ use host_netd::dns::Dns;
 use host_netd::io::{Services, ping_sockets_permitted};
 use host_netd::listen::Listener;
 use host_netd::local::LocalAddresses;
-use host_netd::publish::Published;
+use host_netd::publish;
 use host_netd::sandbox;
 use host_netd::session::{Sessions, Shared};
+use host_netd::tenant::Tenants;
 use netd_log::Log;
-use netd_proto::address::LinkAddress;
 use std::fs::File;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 const MIB: usize = 1024 * 1024;
@@ -53,13 +55,15 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
             "ping from enclaves is off: permit it with sysctl -w net.ipv4.ping_group_range='0 2147483647'"
         );
     }
-    let published = Published::bind(&config.publish)?;
-    let files = Files::of_process(&config.limits, published.files())?;
+    let with_table = (config.enclaves.iter()).map(|enclave| (enclave.cid, &enclave.terms));
+    let tenants = Tenants::bind(&config.others, with_table)?;
+    let listening = tenants.files() + config.enclaves.len();
+    let files = Files::of_process(&config.limits, listening)?;
     let limits = Limits {
         all_flows: files.flows,
         ..config.limits
     };
-    let listener = Listener::bind(&config.listen, config.cids)?;
+    let listeners = listeners(&config)?;
     let capture = match &config.capture {
         Some(path) => Some(
             File::create(path)
@@ -68,13 +72,10 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         None => None,
     };
     // Everything is open, no thread runs yet, and nothing has come from an enclave.
-    let socket = match &config.listen {
-        LinkAddress::Unix(path) => Some(path.clone()),
-        LinkAddress::Vsock(..) => None,
-    };
+    let sockets = listeners.iter().filter_map(Listener::socket);
     let touched_later = sandbox::Files {
         resolv_conf: config.resolv_conf.clone(),
-        socket,
+        sockets: sockets.map(Path::to_owned).collect(),
     };
     sandbox::enter(config.sandbox, &touched_later)?;
     let tap = capture.map(Tap::start).transpose();
@@ -87,15 +88,14 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
     let own = LocalAddresses::follow().context("cannot read this host's addresses")?;
     let sessions = Sessions::new(Shared {
         services,
-        policy: config.policy,
+        tenants,
         own,
-        published,
-        budget: Budget::new(limits),
+        budget: Budget::new(limits).keeping(config.enclaves.len()),
     });
     log.detach(|| ()).context("no thread for the log")?;
-    sessions.published().serve(&sessions)?;
+    publish::serve(&sessions)?;
     tracing::info!(
-        address = %config.listen,
+        address = config.listen.as_ref().map(tracing::field::display),
         max_enclaves = limits.enclaves,
         max_flows = limits.flows.min(limits.all_flows),
         flows_of_all_enclaves = limits.all_flows,
@@ -103,8 +103,16 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         most_memory_mib = limits.most_memory() / MIB,
         "listening"
     );
+    for enclave in &config.enclaves {
+        if let Some(path) = &enclave.listen {
+            tracing::info!(cid = %enclave.cid, socket = %path.display(), "listening for one enclave");
+        }
+    }
 
-    let serving = tokio::spawn(Arc::clone(&sessions).serve(listener));
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        serving.spawn(Arc::clone(&sessions).serve(listener));
+    }
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -112,9 +120,18 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
             _ = report.recv() => sessions.report(),
         }
     }
-    // Dropping the listener removes its socket.
-    serving.abort();
-    let _ = serving.await;
+    // Dropping the listeners removes their sockets.
+    serving.shutdown().await;
     sessions.close().await;
     Ok(())
+}
+
+/// The common one, unless each enclave has its own, and those.
+fn listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {
+    let common = (config.listen.iter()).map(|at| Listener::bind(at, config.cids.clone()));
+    let own = config.enclaves.iter().filter_map(|enclave| {
+        let path = enclave.listen.as_deref()?;
+        Some(Listener::for_enclave(enclave.cid, path))
+    });
+    common.chain(own).collect()
 }

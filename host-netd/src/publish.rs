@@ -3,12 +3,14 @@
 //! Sockets are bound at start, so that a port in use is an error at once. TCP clients are accepted
 //! here and handed to the enclave's data loop; when there is no enclave, or it answers too few, they
 //! are reset. UDP sockets are lent to one data loop at a time: who reads them reads what clients
-//! sent, and who writes them speaks for the service. Both lead to the enclave that came last.
+//! sent, and who writes them speaks for the service. Both lead to the enclave of their tenant that
+//! came last: see [`crate::tenant`].
 
 use crate::engine::drops::DropReason;
 use crate::io::{Command, udp_socket};
 use crate::session::Sessions;
 use crate::sparse::Sparse;
+use crate::tenant::Tenant;
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -91,6 +93,17 @@ fn parse(text: &str) -> Option<Publish> {
     })
 }
 
+impl Publish {
+    /// Whether no two sockets can be bound for both.
+    pub fn collides_with(&self, other: &Publish) -> bool {
+        let same = |a: IpAddr, b: IpAddr| {
+            a.is_ipv4() == b.is_ipv4() && (a == b || a.is_unspecified() || b.is_unspecified())
+        };
+        (self.transport, self.port) == (other.transport, other.port)
+            && families(self).any(|a| families(other).any(|b| same(a, b)))
+    }
+}
+
 impl fmt::Display for Publish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address {
@@ -105,7 +118,7 @@ impl fmt::Display for Publish {
     }
 }
 
-/// Bound sockets of published ports.
+/// Bound sockets of the published ports of one tenant.
 #[derive(Debug, Default)]
 pub struct Published {
     tcp: Vec<(TcpListener, u16)>,
@@ -156,11 +169,10 @@ impl Published {
             };
             if let Some(other) = ports[..index].iter().find(|other| same(other)) {
                 bail!(
-                    "--publish {publish} and {other} lead to the same UDP port of the enclave: publish one of them"
+                    "{publish} and {other} publish the same UDP port of an enclave: leave out one of them"
                 );
             }
             published.bind_one(publish)?;
-            tracing::info!(port = %publish, "published");
         }
         Ok(published)
     }
@@ -213,18 +225,21 @@ impl Published {
     pub(crate) fn holder(&self) -> u64 {
         self.holder.load(Ordering::Acquire)
     }
+}
 
-    /// Accepts TCP clients until the runtime ends.
-    ///
-    /// # Errors
-    /// A listener cannot be registered with the runtime.
-    pub fn serve(&self, sessions: &Arc<Sessions>) -> io::Result<()> {
-        for (listener, port) in &self.tcp {
+/// Accepts TCP clients of all published ports until the runtime ends.
+///
+/// # Errors
+/// A listener cannot be registered with the runtime.
+pub fn serve(sessions: &Arc<Sessions>) -> io::Result<()> {
+    for tenant in sessions.tenants().all() {
+        for (listener, port) in &tenant.published().tcp {
             let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
-            tokio::spawn(accept(listener, *port, Arc::clone(sessions)));
+            let tenant = Arc::clone(tenant);
+            tokio::spawn(accept(listener, *port, tenant, Arc::clone(sessions)));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn families(publish: &Publish) -> impl Iterator<Item = IpAddr> + use<> {
@@ -268,16 +283,22 @@ fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-async fn accept(listener: tokio::net::TcpListener, port: u16, sessions: Arc<Sessions>) {
+async fn accept(
+    listener: tokio::net::TcpListener,
+    port: u16,
+    tenant: Arc<Tenant>,
+    sessions: Arc<Sessions>,
+) {
     let (failed, refused) = (Sparse::default(), Sparse::default());
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
-                if let Err(why) = hand_over(stream, client, port, &sessions) {
-                    tracing::debug!(%client, port, why, "client of a published port reset");
+                if let Err(why) = hand_over(stream, client, port, &tenant, &sessions) {
+                    tracing::debug!(%client, port, leads_to = %tenant, why, "client of a published port reset");
                     refused.warn(|left_out| {
                         tracing::warn!(
                             port,
+                            leads_to = %tenant,
                             why,
                             left_out,
                             "clients of a published port are reset"
@@ -300,6 +321,7 @@ fn hand_over(
     stream: tokio::net::TcpStream,
     client: SocketAddr,
     port: u16,
+    tenant: &Arc<Tenant>,
     sessions: &Sessions,
 ) -> Result<(), &'static str> {
     let socket = SockRef::from(&stream);
@@ -308,7 +330,7 @@ fn hand_over(
         .and_then(|()| socket.set_tcp_nodelay(true))
         .and_then(|()| socket.set_keepalive(true));
     prepared.map_err(|_| "it is gone")?;
-    let handle = sessions.published_to().ok_or("no enclave is connected")?;
+    let handle = (sessions.latest_of(tenant)).ok_or("no enclave is connected")?;
     let waiting = handle.admit_client().map_err(DropReason::name)?;
     let stream = stream.into_std().map_err(|_| "it is gone")?;
     handle
@@ -350,6 +372,24 @@ mod tests {
             let error = text.parse::<Publish>().expect_err(text);
             assert!(error.to_string().contains("PORT"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_bound_beside_each_other_collides() {
+        let collide = |a: &str, b: &str| {
+            let [a, b] = [a, b].map(|text| text.parse::<Publish>().expect(text));
+            assert_eq!(a.collides_with(&b), b.collides_with(&a), "{a} {b}");
+            a.collides_with(&b)
+        };
+        assert!(collide("8443:443", "8443:80"));
+        assert!(collide("8443", "192.0.2.1:8443:443"));
+        assert!(collide("8443", "[2001:db8::1]:8443"));
+        assert!(collide("0.0.0.0:8443", "192.0.2.1:8443"));
+        assert!(collide("192.0.2.1:53/udp", "192.0.2.1:53/udp"));
+        assert!(!collide("8443:443", "8444:443"));
+        assert!(!collide("53", "53/udp"));
+        assert!(!collide("192.0.2.1:8443", "192.0.2.2:8443"));
+        assert!(!collide("0.0.0.0:8443", "[2001:db8::1]:8443"));
     }
 
     #[test]

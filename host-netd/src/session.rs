@@ -6,14 +6,13 @@ use crate::io::{Command, DataLoop, Handle, Services};
 use crate::limits::{MAX_ALL_HANDSHAKES, MAX_HANDSHAKES, REPLACED_WITHIN};
 use crate::listen::{Accepted, Link, Listener, Peer};
 use crate::local::LocalAddresses;
-use crate::publish::Published;
 use crate::sparse::Sparse;
+use crate::tenant::{Tenant, Tenants};
 use anyhow::{Context, bail};
 use netd_proto::control::{Goodbye, Reason};
 use netd_proto::frame::{Decoder, Kind};
 use netd_proto::handshake::{Features, HandshakeError, Offer, SessionId};
 use netd_proto::limits::HANDSHAKE_TIMEOUT;
-use netd_proto::policy::Policy;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,12 +22,10 @@ use std::time::{Duration, Instant};
 pub struct Shared {
     /// Runtime, DNS, capture.
     pub services: Services,
-    /// The operator's rules.
-    pub policy: Policy,
+    /// Rules and published ports, and for whom they are.
+    pub tenants: Tenants,
     /// The parent's own addresses.
     pub own: Arc<LocalAddresses>,
-    /// Published ports.
-    pub published: Published,
     /// What the sessions may use.
     pub budget: Budget,
 }
@@ -48,6 +45,7 @@ struct Active {
     number: u64,
     session: SessionId,
     peer: Peer,
+    tenant: Arc<Tenant>,
     handle: Handle,
     thread: JoinHandle<()>,
 }
@@ -56,10 +54,10 @@ struct Active {
 const TOOK_OVER: &str = "a newer link of the same enclave took over";
 
 impl Active {
-    /// Whether a new link takes its place: of the same run of an enclave, or of the same vsock peer,
-    /// which is one enclave.
+    /// Whether a new link takes its place: of the same run of an enclave, or of the same CID, which
+    /// is one enclave.
     fn gives_way_to(&self, session: SessionId, peer: Peer) -> bool {
-        self.peer == peer && (self.session == session || matches!(peer, Peer::Vsock(_)))
+        self.peer == peer && (self.session == session || matches!(peer, Peer::Enclave(_)))
     }
 }
 
@@ -76,9 +74,9 @@ impl Sessions {
         })
     }
 
-    /// The published ports that the sessions serve.
-    pub fn published(&self) -> &Published {
-        &self.shared.published
+    /// Whom the sessions belong to.
+    pub(crate) fn tenants(&self) -> &Tenants {
+        &self.shared.tenants
     }
 
     /// Accepts links until the runtime ends.
@@ -91,7 +89,12 @@ impl Sessions {
                         tokio::spawn(Arc::clone(&self).greet(accepted));
                     } else {
                         self.flood_warning.warn(|left_out| {
-                            tracing::warn!(%peer, left_out, "too many handshakes at once: link closed");
+                            let peer = peer.map_or("not allowed".into(), |peer| peer.to_string());
+                            tracing::warn!(
+                                peer,
+                                left_out,
+                                "too many handshakes at once: link closed"
+                            );
                         });
                     }
                 }
@@ -105,15 +108,10 @@ impl Sessions {
         }
     }
 
-    /// The session that published ports lead to: the one that came last.
-    pub(crate) fn published_to(&self) -> Option<Handle> {
+    /// The session that a tenant's published ports lead to: the one that came last.
+    pub(crate) fn latest_of(&self, tenant: &Arc<Tenant>) -> Option<Handle> {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        active
-            .iter()
-            .rev()
-            .map(|active| &active.handle)
-            .find(|handle| !handle.is_closed())
-            .cloned()
+        latest(&active, tenant).map(|active| active.handle.clone())
     }
 
     /// Has every session write its counters to the log.
@@ -153,7 +151,7 @@ impl Sessions {
     async fn greet(self: Arc<Self>, accepted: Accepted) {
         let peer = accepted.peer();
         match accepted {
-            Accepted::Link(link, _) => self.shake_hands(link, peer).await,
+            Accepted::Link(link, peer) => self.shake_hands(link, peer).await,
             Accepted::Forbidden(link, cid) => {
                 self.refusal_warning.warn(|left_out| {
                     tracing::warn!(%cid, left_out, "link refused: this CID is not allowed (see --cid)");
@@ -211,15 +209,19 @@ impl Sessions {
         self.prune();
         let Shared {
             services,
-            policy,
+            tenants,
             own,
-            published,
             budget,
         } = &self.shared;
-        let Some(allotment) = budget.allot() else {
-            let text = format!("{} enclaves are connected", budget.limits().enclaves);
-            link.dismiss(&Goodbye::new(Reason::Full, &*text)).await;
-            bail!("{text} already (max_enclaves)");
+        let tenant = Arc::clone(tenants.of(peer));
+        let seat = match tenant.has_table() {
+            true => budget.allot_kept(),
+            false => budget.allot(),
+        };
+        let Some(allotment) = seat else {
+            let text = "as many enclaves are connected as may be";
+            link.dismiss(&Goodbye::new(Reason::Full, text)).await;
+            bail!("{text} (max_enclaves; each [[enclave]] table keeps a place)");
         };
         let (welcome, established) = offer.accept(Features::ALL);
         let sent = link.send(Kind::Welcome, &welcome);
@@ -232,20 +234,20 @@ impl Sessions {
         let engine = Engine::new(
             hello,
             established.features,
-            policy.clone(),
+            tenant.policy().clone(),
             Arc::clone(own),
             allotment,
             now,
         );
         let stream = link.into_stream().context("the link broke")?;
         let number = 1 + self.started.fetch_add(1, Ordering::Relaxed);
-        let udp = published
+        let udp = (tenant.published())
             .lend(number)
             .context("published UDP ports cannot be lent")?;
         let (data_loop, handle) =
             DataLoop::new(stream, decoder, engine, services, udp, now).context("no data loop")?;
         let session = hello.session;
-        let sessions = Arc::downgrade(self);
+        let (sessions, of) = (Arc::downgrade(self), Arc::clone(&tenant));
         // Held until the session is in the list, so that one that ends at once is taken out again.
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         // Of several links that shook hands at once the last one stays.
@@ -259,7 +261,7 @@ impl Sessions {
                 data_loop.run();
                 if let Some(sessions) = sessions.upgrade() {
                     sessions.prune();
-                    sessions.lend_again(number);
+                    sessions.lend_again(&of, number);
                 }
             })
             .context("no thread")?;
@@ -275,6 +277,7 @@ impl Sessions {
             number,
             session,
             peer,
+            tenant,
             handle,
             thread,
         });
@@ -290,12 +293,12 @@ impl Sessions {
             .collect()
     }
 
-    /// Lets published UDP ports lead to the session that came last, after session `ended` did.
-    fn lend_again(&self, ended: u64) {
+    /// Lets a tenant's published UDP ports lead to its session that came last, after session `ended`
+    /// did.
+    fn lend_again(&self, tenant: &Arc<Tenant>, ended: u64) {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let heir = (active.iter().rev()).find(|active| !active.handle.is_closed());
-        let published = &self.shared.published;
-        let (Some(heir), true) = (heir, published.holder() == ended) else {
+        let published = tenant.published();
+        let (Some(heir), true) = (latest(&active, tenant), published.holder() == ended) else {
             return;
         };
         match published.lend(heir.number) {
@@ -311,13 +314,20 @@ impl Sessions {
     }
 }
 
-/// Peers whose handshake runs, once for each.
+/// The tenant's session that came last and still runs.
+fn latest<'a>(active: &'a [Active], tenant: &Arc<Tenant>) -> Option<&'a Active> {
+    (active.iter().rev())
+        .find(|active| Arc::ptr_eq(&active.tenant, tenant) && !active.handle.is_closed())
+}
+
+/// Peers whose handshake runs, once for each; `None` is whoever may not connect, all of them
+/// together: what one of them does is not counted for an enclave whose number it has.
 #[derive(Debug, Default)]
-struct Handshakes(Mutex<Vec<Peer>>);
+struct Handshakes(Mutex<Vec<Option<Peer>>>);
 
 impl Handshakes {
     /// Takes note of one more. False when `peer`, or all of them, have too many.
-    fn begin(&self, peer: Peer) -> bool {
+    fn begin(&self, peer: Option<Peer>) -> bool {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_peer = running.iter().filter(|other| **other == peer).count();
         let room = running.len() < MAX_ALL_HANDSHAKES && of_peer < MAX_HANDSHAKES;
@@ -327,7 +337,7 @@ impl Handshakes {
         room
     }
 
-    fn end(&self, peer: Peer) {
+    fn end(&self, peer: Option<Peer>) {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = running.iter().position(|other| *other == peer) {
             running.swap_remove(index);
@@ -343,17 +353,17 @@ mod tests {
     #[test]
     fn handshakes_are_bounded_for_each_peer_and_for_all() {
         let handshakes = Handshakes::default();
-        let begin = |cid| handshakes.begin(Peer::Vsock(Cid(cid)));
+        let begin = |cid| handshakes.begin(Some(Peer::Enclave(Cid(cid))));
         assert_eq!((0..100).filter(|_| begin(16)).count(), MAX_HANDSHAKES);
         assert!(begin(17), "another peer has its own");
-        handshakes.end(Peer::Vsock(Cid(16)));
+        handshakes.end(Some(Peer::Enclave(Cid(16))));
         assert!(begin(16) && !begin(16));
 
         // All peers but the first two, one after the other.
         let others = (100..1000).filter(|cid| begin(*cid)).count();
         assert_eq!(others, MAX_ALL_HANDSHAKES - MAX_HANDSHAKES - 1);
         assert!(!begin(17));
-        handshakes.end(Peer::Vsock(Cid(16)));
+        handshakes.end(Some(Peer::Enclave(Cid(16))));
         assert!(begin(17));
     }
 }

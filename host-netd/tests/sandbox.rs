@@ -318,7 +318,7 @@ fn attempt(name: &str) -> ! {
     let mode: Mode = std::env::var(SANDBOX).expect("set").parse().expect("valid");
     let files = Files {
         resolv_conf: scene.path("etc/resolv.conf"),
-        socket: Some(scene.path("run/socket")),
+        sockets: vec![scene.path("run/socket")],
     };
     if let Ok(call) = std::env::var(LACKING).expect("set").parse() {
         lose(call);

@@ -1,5 +1,6 @@
 //! The configuration file as it is written: TOML, every key known.
 
+use super::enclave::Table;
 use crate::budget::Limits;
 use crate::limits::{
     DEFAULT_ENCLAVES, MAX_DIALS, MAX_DIALS_PER_DESTINATION, MAX_DNS_QUERIES, MAX_ENCLAVES,
@@ -32,6 +33,8 @@ pub(super) struct File {
     pub(super) max_half_open: Option<usize>,
     pub(super) ring_memory_mib: Option<usize>,
     pub(super) sandbox: Option<String>,
+    #[serde(default)]
+    pub(super) enclave: Vec<Table>,
 }
 
 impl File {

@@ -1,18 +1,21 @@
 //! Command line and configuration file, parsed once into valid values.
 
+mod enclave;
 mod file;
 mod open_files;
 
+pub use enclave::Enclave;
 pub use open_files::Files;
 
 use crate::budget::Limits;
 use crate::listen::AllowedCids;
 use crate::publish::Publish;
 use crate::sandbox::Mode;
+use crate::tenant::Terms;
 use anyhow::{Context, bail};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use file::{File, parse_key};
-use netd_proto::address::{Cid, DEFAULT_PORT, LinkAddress};
+use netd_proto::address::{Cid, LinkAddress};
 use netd_proto::policy::{Host, Policy, Rule};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,7 +41,7 @@ struct Args {
     #[arg(
         long,
         value_name = "CID",
-        help = "Accept only the enclave with this CID; may be repeated [default: every CID above 3]"
+        help = "Accept only the enclave with this CID; may be repeated [default: those of the [[enclave]] tables; without tables, every CID above 3]"
     )]
     cid: Vec<u32>,
     #[arg(
@@ -61,14 +64,15 @@ struct Args {
 /// Everything an operator may set.
 #[derive(Debug)]
 pub struct Config {
-    /// Where links are accepted.
-    pub listen: LinkAddress,
-    /// Which vsock peers may connect.
+    /// Where links are accepted, but for the sockets of single enclaves; nowhere, when each has its
+    /// own.
+    pub listen: Option<LinkAddress>,
+    /// Which vsock peers may connect there.
     pub cids: AllowedCids,
-    /// Published ports.
-    pub publish: Vec<Publish>,
-    /// Which destinations enclaves reach.
-    pub policy: Policy,
+    /// What holds for enclaves without a table.
+    pub others: Terms,
+    /// Enclaves with a table.
+    pub enclaves: Vec<Enclave>,
     /// Where the name servers are told.
     pub resolv_conf: PathBuf,
     /// Where packets are recorded.
@@ -123,51 +127,57 @@ impl Config {
             Some(path) => read(path)?,
             None => File::default(),
         };
-        let rules = rules_in_order(&matches, &args)?;
-        Config::merge(args, rules, file)
+        let mut rules = rules_in_order(&matches, &args)?;
+        rules.iter_mut().for_each(name_the_loopback);
+        Config::merge(args, &rules, file)
     }
 
-    fn merge(args: Args, mut rules: Vec<Rule>, file: File) -> anyhow::Result<Config> {
+    /// `first` are the rules of the command line.
+    fn merge(args: Args, first: &[Rule], file: File) -> anyhow::Result<Config> {
         let limits = file.limits()?;
         // Also what the command line overrides has to be right.
         let listen = file.listen.map(|text| parse_key("listen", &text));
-        let listen = args
-            .listen
-            .or(listen.transpose()?)
-            .unwrap_or(LinkAddress::Vsock(Cid::ANY, DEFAULT_PORT));
+        let listen = args.listen.or(listen.transpose()?);
         let cids = if args.cid.is_empty() {
             file.cids
         } else {
             Some(args.cid)
         };
-        let cids = match cids {
-            Some(cids) if cids.is_empty() => bail!(
+        if cids.as_ref().is_some_and(Vec::is_empty) {
+            bail!(
                 "key 'cids' is empty: no enclave could connect; leave it out to accept every CID above 3"
-            ),
-            Some(cids) => AllowedCids::Only(cids.into_iter().map(Cid).collect()),
-            None => AllowedCids::Enclaves,
-        };
+            );
+        }
+        let cids = cids.map(|cids| cids.into_iter().map(Cid).collect());
         let mut publish = args.publish;
         for text in &file.publish {
             publish.push(parse_key("publish", text)?);
         }
+        let mut last = Vec::new();
         for text in &file.rules {
-            rules.push(parse_key("rules", text)?);
+            last.push(parse_key("rules", text)?);
         }
-        rules.iter_mut().for_each(name_the_loopback);
+        last.iter_mut().for_each(name_the_loopback);
+        let enclaves = enclave::read(file.enclave, first, &last)?;
+        let (listen, cids) = enclave::common_listener(&enclaves, listen, cids)?;
         let sandbox = file.sandbox.map(|text| parse_key("sandbox", &text));
-        Ok(Config {
+        let config = Config {
             listen,
             cids,
-            publish,
-            policy: Policy::new(rules),
+            others: Terms {
+                policy: Policy::new([first, &last].concat()),
+                publish,
+            },
+            enclaves,
             resolv_conf: file
                 .resolv_conf
                 .unwrap_or_else(|| "/etc/resolv.conf".into()),
             capture: args.capture.or(file.capture),
             limits,
             sandbox: sandbox.transpose()?.unwrap_or_default(),
-        })
+        };
+        enclave::agree(&config)?;
+        Ok(config)
     }
 }
 
@@ -213,9 +223,10 @@ mod tests {
     #[test]
     fn nothing_needs_to_be_set() {
         let config = parse(&[], "").expect("valid");
-        assert_eq!(config.listen.to_string(), "vsock:any:1024");
+        let listen = config.listen.expect("the default");
+        assert_eq!(listen.to_string(), "vsock:any:1024");
         assert_eq!(config.cids, AllowedCids::Enclaves);
-        assert!(config.policy.rules().is_empty() && config.publish.is_empty());
+        assert!(config.others.policy.rules().is_empty() && config.others.publish.is_empty());
         assert_eq!(config.sandbox, Mode::Auto);
     }
 
@@ -234,6 +245,7 @@ mod tests {
         )
         .expect("valid");
         let rules: Vec<_> = config
+            .others
             .policy
             .rules()
             .iter()

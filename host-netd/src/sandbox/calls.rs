@@ -181,11 +181,11 @@ const NAMESPACES: [c_int; 7] = [
 /// The flags of a socket's type, which are not the type.
 const TYPE_FLAGS: c_int = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
-/// Puts both filters into force, for every thread. `removes_socket` for one who will remove the unix
-/// socket of its links.
-pub(super) fn restrict(removes_socket: bool) -> anyhow::Result<()> {
+/// Puts both filters into force, for every thread. `removes_sockets` for one who will remove its unix
+/// sockets.
+pub(super) fn restrict(removes_sockets: bool) -> anyhow::Result<()> {
     let refuse = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let permit = compile(permitted(removes_socket)?, refuse, SeccompAction::Allow)?;
+    let permit = compile(permitted(removes_sockets)?, refuse, SeccompAction::Allow)?;
     let end = compile(
         intruders()?,
         SeccompAction::Allow,
@@ -206,7 +206,7 @@ fn compile(
     Ok(SeccompFilter::new(rules, otherwise, matching, arch)?.try_into()?)
 }
 
-fn permitted(removes_socket: bool) -> anyhow::Result<Rules> {
+fn permitted(removes_sockets: bool) -> anyhow::Result<Rules> {
     let mut rules = whatever_the_arguments(&[PERMITTED, PERMITTED_HERE]);
     let mut permit = |call, alternatives| rules.insert(call, alternatives);
 
@@ -262,7 +262,7 @@ fn permitted(removes_socket: bool) -> anyhow::Result<Rules> {
     permit(libc::SYS_openat, vec![rule([without(2, read_only)?])?]);
     #[cfg(target_arch = "x86_64")]
     permit(libc::SYS_open, vec![rule([without(1, read_only)?])?]);
-    if removes_socket {
+    if removes_sockets {
         permit(libc::SYS_unlinkat, vec![]);
         #[cfg(target_arch = "x86_64")]
         permit(libc::SYS_unlink, vec![]);

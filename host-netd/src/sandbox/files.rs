@@ -21,7 +21,7 @@ const RESOLVERS: [&str; 4] = [
 /// Rights are those of the versions of landlock that this was tested with: a right that a newer
 /// version of the crate knows must not be taken away untested.
 pub(super) fn restrict(files: &Files) -> anyhow::Result<String> {
-    let socket_folder = files.socket.as_deref().map(folder);
+    let socket_folders = files.sockets.iter().map(|socket| folder(socket));
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))?
         // Published ports are bound already; connecting stays free.
@@ -29,7 +29,7 @@ pub(super) fn restrict(files: &Files) -> anyhow::Result<String> {
         .scope(Scope::from_all(ABI::V6))?
         .create()?
         .add_rules(path_beneath_rules(readable(files), AccessFs::ReadFile))?
-        .add_rules(path_beneath_rules(socket_folder, AccessFs::RemoveFile))?
+        .add_rules(path_beneath_rules(socket_folders, AccessFs::RemoveFile))?
         .restrict_self()?;
     let abi = match status.landlock {
         LandlockStatus::Available { effective_abi, .. } => effective_abi as i32,
@@ -87,7 +87,7 @@ mod tests {
 
         let paths = readable(&Files {
             resolv_conf: link,
-            socket: None,
+            sockets: vec![],
         });
 
         assert!(paths.contains(&etc), "{paths:?}");

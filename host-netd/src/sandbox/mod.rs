@@ -59,8 +59,8 @@ impl FromStr for Mode {
 pub struct Files {
     /// Read again when it changes, also when it is replaced.
     pub resolv_conf: PathBuf,
-    /// The unix socket of the links, removed at the end.
-    pub socket: Option<PathBuf>,
+    /// Unix sockets, removed at the end.
+    pub sockets: Vec<PathBuf>,
 }
 
 /// Enters the sandbox, for this thread and all that follow, and says in the log what is in force.
@@ -75,7 +75,7 @@ pub fn enter(mode: Mode, files: &Files) -> anyhow::Result<()> {
     only_one_thread()?;
     // In this order: seccomp refuses the calls that landlock is made of.
     let landlock = files::restrict(files).context("landlock");
-    let seccomp = calls::restrict(files.socket.is_some()).context("seccomp");
+    let seccomp = calls::restrict(!files.sockets.is_empty()).context("seccomp");
     match (landlock, seccomp) {
         (Ok(landlock), Ok(())) => tracing::info!(
             %landlock,
