@@ -18,6 +18,7 @@ mod drops;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;
+mod init;
 mod limits;
 mod link;
 mod memory;
