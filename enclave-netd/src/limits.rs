@@ -91,3 +91,76 @@ pub(crate) const DRAIN_EVERY: usize = 64;
 
 /// How long the pump may take to say goodbye when the daemon ends.
 pub(crate) const GOODBYE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Longest list of modules in an image, 64 bytes for each of [`MAX_MODULES`].
+pub(crate) const MAX_MODULE_ORDER: u64 = 16 * 1024;
+
+/// Modules that an image may bring: a Debian kernel needs ten.
+pub(crate) const MAX_MODULES: usize = 256;
+
+/// Random bytes that the kernel is seeded with. Pools are full with 512 bytes, those of kernels
+/// since 5.18 with 32.
+pub(crate) const SEED: usize = 512;
+
+/// Requests to /dev/nsm for one seed, in case it gives little at a time. It gives 256 bytes.
+pub(crate) const SEED_REQUESTS: usize = 16;
+
+/// Longest answer of /dev/nsm, as its driver has it.
+pub(crate) const NSM_RESPONSE: usize = 0x3000;
+
+/// Longest line of text from /dev/nsm that goes into the log.
+pub(crate) const NSM_COMPLAINT: usize = 64;
+
+/// How long the parent may take to answer the heartbeat, and as long again to accept it.
+/// `nitro-cli` answers within milliseconds.
+pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often the clock is looked at: a jump is told within ten seconds, and clocks that are off by
+/// 20 ppm, as quartz is, drift by 0.2 ms between two looks.
+pub(crate) const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Attempts at reading all clocks in one moment; the fastest counts.
+pub(crate) const CLOCK_ATTEMPTS: usize = 5;
+
+/// Nearer to the hypervisor's clock than this nothing is done: reading both takes some microseconds.
+pub(crate) const CLOCK_DEAD_BAND: Duration = Duration::from_micros(200);
+
+/// Further off than this the clock is set before any program runs, which nobody sees. Below, it
+/// is right within 20 s.
+pub(crate) const CLOCK_START_STEP: Duration = Duration::from_millis(10);
+
+/// Further off than this the clock is set later on. The kernel slews 0.5 ms a second, so that this
+/// takes 17 minutes; further off, signed requests and one-time codes begin to fail.
+pub(crate) const CLOCK_STEP: Duration = Duration::from_millis(500);
+
+/// Difference between two clocks of one kernel that is taken for noise.
+pub(crate) const CLOCK_NOISE: Duration = Duration::from_millis(1);
+
+/// Difference between the hypervisor's clock and the kernel's own count that is taken for noise.
+pub(crate) const SOURCE_NOISE: Duration = Duration::from_millis(10);
+
+/// How much faster or slower than the hypervisor's clock the kernel's own count may be, in millionths:
+/// twenty times what quartz is off, and what a host disciplines its own clock by at most.
+pub(crate) const SOURCE_DRIFT_PPM: i64 = 500;
+
+/// Time over which small jumps of the hypervisor's clock are added up, so that not many of them
+/// pass below [`SOURCE_NOISE`] each.
+pub(crate) const SOURCE_WATCH: Duration = Duration::from_secs(3600);
+
+/// A look at the clock that comes later than this means that the enclave stood still. Busy
+/// machines keep a thread waiting for less.
+pub(crate) const CLOCK_LATE: Duration = Duration::from_secs(5);
+
+/// The hypervisor's clock is not followed to a time before this, 2024-01-01 in seconds of Unix: it
+/// is not set.
+pub(crate) const CLOCK_EPOCH: i64 = 1_704_067_200;
+
+/// How long processes may take to end at SIGTERM before the enclave ends: less than what operators
+/// and `nitro-cli terminate-enclave` wait.
+pub(crate) const END_GRACE: Duration = Duration::from_secs(5);
+
+/// How long killed processes may take to be gone, and file systems to be written.
+pub(crate) const END_FORCED: Duration = Duration::from_secs(2);
+
+/// How often the end looks whether processes are gone.
+pub(crate) const END_LOOK: Duration = Duration::from_millis(5);

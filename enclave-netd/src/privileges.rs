@@ -84,3 +84,11 @@ fn set_no_new_privs() {
         warn!(%error, "programs could gain privileges");
     }
 }
+
+/// For a thread that sets the clock, and does nothing else that takes a privilege.
+pub(crate) fn keep_clock_in_thread() {
+    set_no_new_privs();
+    if let Err(error) = keep([Capability::CAP_SYS_TIME].into_iter().collect()) {
+        warn!(%error, "a thread keeps capabilities that it does not need");
+    }
+}
