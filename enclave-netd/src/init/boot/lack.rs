@@ -21,6 +21,6 @@ impl Lack {
     }
 
     pub(super) fn tell(&self) {
-        warn!(why = self.why, "{}: {}", self.what, self.follows);
+        warn!(target: "enclave_netd::init::boot", why = self.why, "{}: {}", self.what, self.follows);
     }
 }

@@ -66,9 +66,10 @@ pub(crate) struct Booted {
 /// There is no `/proc` or no `/dev`.
 pub(crate) fn bring_up() -> Result<Booted> {
     let mut lacks = Vec::new();
-    mounts::mount_all(&mut lacks)?;
+    let devices = mounts::mount_all(&mut lacks)?;
     console::open(&mut lacks);
     let modules = modules::load_all(Path::new(MODULES), &mut lacks);
+    mounts::find_devices(devices);
     let entropy_bits = entropy::seed(&mut lacks);
     Ok(Booted {
         features: Features::probe(&mut lacks),

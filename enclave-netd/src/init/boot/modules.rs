@@ -73,7 +73,7 @@ fn explain(errno: Errno) -> String {
         Errno::ENOKEY | Errno::EKEYREJECTED => "this kernel wants a signature it trusts",
         Errno::EPERM => "this kernel does not load modules any more, or it is locked down",
         Errno::ENOSYS => "this kernel is built without modules",
-        Errno::ENODEV => "the device it is for is not there",
+        Errno::ENODEV | Errno::EOPNOTSUPP => "the device it is for is not there",
         Errno::ENOMEM => "not enough memory",
         _ => return errno.desc().to_owned(),
     };

@@ -94,26 +94,37 @@ const LINKS: [(&str, &str); 4] = [
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// Who puts devices into `/dev`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Devices {
+    /// The kernel, or who mounted it before us.
+    Kernel,
+    /// We, by [`find_devices`]: the kernel was built without devtmpfs.
+    Us,
+}
+
 /// Mounts what is not there yet. What is missing then is added to `lacks`.
 ///
 /// # Errors
 /// There is no `/proc` or no `/dev`.
-pub(super) fn mount_all(lacks: &mut Vec<Lack>) -> Result<()> {
+pub(super) fn mount_all(lacks: &mut Vec<Lack>) -> Result<Devices> {
     PROC.mount().context("cannot mount /proc")?;
     SYS.mount_or_say(lacks);
-    match DEV.mount() {
-        // The kernel was built without it.
+    let devices = match DEV.mount() {
         Err(Errno::ENODEV) => {
             DEV_WITHOUT_DEVTMPFS.mount().context("cannot mount /dev")?;
-            let made = nodes::make_all(Path::new("/sys/dev/char"), Path::new(DEV.at));
             lacks.push(Lack::new(
                 "devtmpfs",
-                format!("this kernel lacks CONFIG_DEVTMPFS; {made} devices found in /sys"),
+                "this kernel lacks CONFIG_DEVTMPFS",
                 "/dev has the devices that were there at the start and gets no others",
             ));
+            Devices::Us
         }
-        other => other.context("cannot mount /dev")?,
-    }
+        other => other
+            .map(|()| Devices::Kernel)
+            .context("cannot mount /dev")?,
+    };
+    find_devices(devices);
     OTHERS.iter().for_each(|one| one.mount_or_say(lacks));
     for (target, link) in LINKS {
         match symlink(target, link) {
@@ -130,7 +141,14 @@ pub(super) fn mount_all(lacks: &mut Vec<Lack>) -> Result<()> {
             "programs cannot bound what others use",
         ));
     }
-    Ok(())
+    Ok(devices)
+}
+
+/// Puts new devices into `/dev`, if nobody else does.
+pub(super) fn find_devices(devices: Devices) {
+    if devices == Devices::Us {
+        nodes::make_all(Path::new("/sys/dev/char"), Path::new(DEV.at));
+    }
 }
 
 impl FileSystem {

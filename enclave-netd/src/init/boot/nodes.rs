@@ -4,6 +4,8 @@
 use nix::libc::makedev;
 use nix::sys::stat::{Mode, SFlag, mknod};
 use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 
 /// A device, as the kernel would make it.
@@ -38,29 +40,26 @@ impl Node {
         })
     }
 
-    fn make(&self, below: &Path) -> bool {
+    fn make(&self, below: &Path) -> io::Result<()> {
         let path = below.join(&self.name);
-        let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+        fs::create_dir_all(path.parent().unwrap_or(below))?;
         let mode = Mode::from_bits_truncate(self.mode);
-        let device = makedev(self.major, self.minor);
-        let made = mknod(&path, SFlag::S_IFCHR, mode, device);
+        mknod(&path, SFlag::S_IFCHR, mode, makedev(self.major, self.minor))?;
         // The mask of this process has had its say.
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(self.mode);
-        folder.is_ok() && made.is_ok() && fs::set_permissions(&path, permissions).is_ok()
+        fs::set_permissions(&path, fs::Permissions::from_mode(self.mode))
     }
 }
 
-/// Makes a node for each device in `sys`, and tells how many.
-pub(super) fn make_all(sys: &Path, below: &Path) -> usize {
-    let Ok(entries) = fs::read_dir(sys) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path().join("uevent")).ok())
-        .filter_map(|uevent| Node::parse(&uevent))
-        .filter(|node| node.make(below))
-        .count()
+/// Makes a node for each device in `sys` that has none yet.
+pub(super) fn make_all(sys: &Path, below: &Path) {
+    // Without /sys, or where one is refused, who opens the device says so.
+    for entry in fs::read_dir(sys).into_iter().flatten().flatten() {
+        if let Ok(uevent) = fs::read_to_string(entry.path().join("uevent"))
+            && let Some(node) = Node::parse(&uevent)
+        {
+            let _ = node.make(below);
+        }
+    }
 }
 
 #[cfg(test)]
