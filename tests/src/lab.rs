@@ -281,6 +281,17 @@ impl Lab {
 
     /// Starts enclave-netd with a configuration, towards any unix socket; waits for nothing.
     pub fn spawn_enclave(&self, parent: &Path, config: &str, command: &[&str]) -> Process {
+        self.spawn_enclave_on(&self.enclave, parent, config, command)
+    }
+
+    /// The same, on a further [`machine`](Lab::machine).
+    pub fn spawn_enclave_on(
+        &self,
+        machine: &Machine,
+        parent: &Path,
+        config: &str,
+        command: &[&str],
+    ) -> Process {
         let parent = format!("unix:{}", parent.display());
         let config = self.config(config);
         let mut arguments = vec!["--config", &config, "--parent", &parent];
@@ -288,7 +299,7 @@ impl Lab {
             arguments.push("--");
             arguments.extend(command);
         }
-        self.enclave.spawn(&self.binary("enclave-netd"), &arguments)
+        machine.spawn(&self.binary("enclave-netd"), &arguments)
     }
 
     /// Starts enclave-netd and waits until it is ready.
