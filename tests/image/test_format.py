@@ -86,7 +86,7 @@ class Format(Bench):
             content = sections(self.build("--compress", "none"))[index][1]
             self.assertTrue(content.startswith(b"070701"))
             # What follows it must be aligned for the kernel to see it.
-            self.assertEqual(len(content) % 4, 0)
+            self.assertEqual(len(content) % 512, 0)
             self.assertIn("TRAILER!!!", content[-600:].decode("ascii", "replace"))
 
     def test_describe(self) -> None:

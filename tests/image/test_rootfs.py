@@ -66,11 +66,15 @@ class RootFileSystem(Tarballs):
         (self.root / "srv" / "z").write_bytes(b"linked")
         os.link(self.root / "srv" / "z", self.root / "bin" / "a")
         os.link(self.root / "srv" / "z", self.root / "srv" / "m")
+        (self.root / "srv" / "y").write_bytes(b"others")
+        os.link(self.root / "srv" / "y", self.root / "bin" / "y")
         archive = self.application()
         place = self.unpacked(archive) / "rootfs"
         self.assertEqual((place / "srv" / "z").read_bytes(), b"linked")
         self.assertEqual((place / "bin" / "a").stat().st_ino, (place / "srv" / "z").stat().st_ino)
         self.assertEqual((place / "srv" / "m").stat().st_nlink, 3)
+        self.assertEqual((place / "bin" / "y").read_bytes(), b"others")
+        self.assertEqual((place / "srv" / "y").stat().st_nlink, 2)
         # Once in the archive, however many names.
         self.assertEqual(archive.count(b"linked"), 1)
 
