@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from . import Wrong, text
-from .tree import Node, Tree
+from .tree import MAX_ID, Node, Tree
 
 # As enclave-netd reads it.
 MAX_CONFIG = 1 << 20
@@ -49,6 +49,12 @@ def read(path: Path) -> tuple[bytes, dict]:
     environment = program.get("environment", {})
     if not (isinstance(environment, dict) and all(isinstance(value, str) for value in environment.values())):
         raise Wrong(f'{path}: program.environment must be a table of words, such as {{ PORT = "443" }}')
+    for name in environment:
+        if not name or "=" in name:
+            raise Wrong(f"{path}: program.environment has the name {name!r}, which no variable can have")
+    words = [*command, *environment, *environment.values()]
+    if any("\0" in word for word in words):
+        raise Wrong(f"{path}: a word of [program] has a NUL character, which no program can be given")
     return data, program
 
 
@@ -73,6 +79,8 @@ def user(path: Path, value: object, tree: Tree) -> None:
         raise Wrong(f'{path}: program.user must be a name, "UID" or "UID:GID"')
     parts = value.split(":")
     if len(parts) <= 2 and all(part.isascii() and part.isdigit() for part in parts):
+        if any(int(part) > MAX_ID for part in parts):
+            raise Wrong(f"{path}: program.user {value}: no user or group has a number above {MAX_ID}")
         return
     known = set()
     found = tree.find(b"etc/passwd")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import Wrong, text
-from .tree import Node, Tree
+from .tree import MAX_ID, Node, Tree
 
 TYPES = {
     tarfile.DIRTYPE: stat.S_IFDIR,
@@ -28,8 +28,6 @@ TYPES = {
 }
 OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
 CAPABILITIES = "SCHILY.xattr.security.capability"
-# The kernel's identifiers have 32 bits, and the last one means "none".
-MAX_ID = (1 << 32) - 2
 
 
 def read(path: Path) -> Tree:

@@ -24,6 +24,8 @@ MTIME = 1
 MAX_NAME = 4096
 # The size field of the archive has 32 bits.
 MAX_FILE = (1 << 32) - 1
+# Users and groups have numbers of 32 bits, and the last one means "none".
+MAX_ID = (1 << 32) - 2
 # As many links as the kernel follows.
 MAX_LINKS = 40
 # Mount points that the enclave's first process needs, and where resolv.conf goes.
@@ -95,7 +97,8 @@ class Tree:
                         " such a root file system could write anywhere in the image"
                     )
         for name, mode in NEEDED.items():
-            self.nodes.setdefault(name, Node(stat.S_IFDIR | mode))
+            if not self.nodes.setdefault(name, Node(stat.S_IFDIR | mode)).is_folder:
+                raise Wrong(f"/{text(name)} of the root file system is no folder: the enclave needs one there")
 
     def entries(self) -> Iterator[tuple[bytes, Node]]:
         """In the order of their names' bytes, so that a folder comes before what is in it."""

@@ -32,6 +32,8 @@ class Configuration(Bench):
         self.refuses_config("program.command must be a list", "[program]\ncommand = []\n")
         self.refuses_config("program.comand is unknown", '[program]\ncomand = ["/bin/hello"]\n')
         self.refuses_config("program.environment must be a table", CONFIG + "environment = { PORT = 443 }\n")
+        self.refuses_config("which no variable can have", CONFIG + "environment = { 'A=B' = 'x' }\n")
+        self.refuses_config("has a NUL character", CONFIG.replace("world", "\\u0000"))
 
     def test_command(self) -> None:
         def with_command(word: str) -> str:
@@ -80,6 +82,7 @@ class Configuration(Bench):
         self.refuses_config("program.user web is not in the root file system's /etc/passwd", with_user('"web"'))
         self.refuses_config("program.user must be a name", with_user('""'))
         self.refuses_config("program.user must be a name", with_user("true"))
+        self.refuses_config("no user or group has a number above", with_user('"7:4294967295"'))
         self.refuses_config("program.directory /none is no folder", CONFIG.replace("/srv", "/none"))
         self.refuses_config("program.directory must be an absolute path", CONFIG.replace("/srv", "srv"))
         for value in ('"7"', '"7:8"', "7", '"root"'):
@@ -188,6 +191,10 @@ class Parts(Bench):
         self.refuses("need --kernel", "--modules", self.place / "modules", self.root, config)
         self.refuses("--module is for the Debian kernel", "--module", "nfs", *self.options(), self.root, config)
         self.refuses_build("is no time in seconds", SOURCE_DATE_EPOCH="yesterday")
+
+    def test_mount_points_are_folders(self) -> None:
+        (self.root / "tmp").symlink_to("srv")
+        self.refuses_build("/tmp of the root file system is no folder")
 
     def test_an_image_is_replaced_whole_or_not_at_all(self) -> None:
         image = self.build()
