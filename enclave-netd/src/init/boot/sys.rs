@@ -41,6 +41,11 @@ mod ioctl {
     );
 }
 
+const _: () = {
+    assert!(nix::request_code_readwrite!(0x0a, 0, size_of::<NsmMessage>()) == 0xc020_0a00);
+    assert!(nix::request_code_write!(b'R', 0x03, 8) == 0x4008_5203);
+};
+
 /// Puts a request to the NSM, and tells how long its response is.
 ///
 /// # Errors
