@@ -109,6 +109,10 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         }
     }
 
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "the service manager cannot be told that this is ready");
+    }
+
     let mut serving = JoinSet::new();
     for listener in listeners {
         serving.spawn(Arc::clone(&sessions).serve(listener));

@@ -231,6 +231,13 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_right() {
+        let text = include_str!("../../../scripts/deploy/host-netd.toml");
+        let config = parse(&[], text).expect("valid");
+        assert!(!config.enclaves.is_empty());
+    }
+
+    #[test]
     fn rules_keep_the_order_of_the_command_line_and_come_before_the_files() {
         let config = parse(
             &[
