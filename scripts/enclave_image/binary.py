@@ -28,6 +28,8 @@ def build(repository: Path) -> Path:
     commit = next(line for line in output(repository, rustc, "-vV").splitlines() if line.startswith("commit-hash"))
     names = {
         repository: "/enclave-netd",
+        # Cargo may take it as it is named or as it is.
+        home.absolute(): "/cargo",
         home.resolve(): "/cargo",
         # Where the standard library's sources lie if they are installed; otherwise they are named so.
         sysroot / "lib" / "rustlib" / "src" / "rust": f"/rustc/{commit.split()[1]}",
