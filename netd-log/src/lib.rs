@@ -7,13 +7,18 @@
 //! does not hold, or standard error does not take, is left out and counted; the log tells how many
 //! lines are missing as soon as it can.
 //!
+//! A log may have a second reader, the [`Tee`], which is told each line at once and must not wait
+//! either. What others wrote is passed on by [`Log::pass`]: it finds the queue full first, so that it
+//! never displaces the daemon's own lines.
+//!
 //! Until [`Log::detach`] lines only wait: a daemon sets itself up in one thread, because privileges
 //! belong to threads and new ones inherit them. A daemon that ends before writes them at its end.
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write, stderr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -23,6 +28,12 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that may wait to be written: a burst at the start of many flows; some hundred KiB.
 const WAITING: usize = 2048;
+
+/// Bytes that may wait to be written. Own lines are short; what is passed on need not be.
+const WAITING_BYTES: usize = 512 * 1024;
+
+/// How often the log tells of lines that are missing: telling must not become the log.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the end of a daemon waits for lines to be written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -37,10 +48,21 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-#[derive(Debug)]
+/// Takes each line that the daemon logs, with its line end. It must not wait, and must not log.
+pub type Tee = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 struct Shared {
     queue: SyncSender<Message>,
+    /// Bytes of lines in the queue.
+    waiting: AtomicUsize,
     lost: AtomicU64,
+    tee: Option<Tee>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
 }
 
 /// The log; what waits is written when it is dropped.
@@ -58,11 +80,22 @@ struct Lines(Arc<Shared>);
 impl Log {
     /// Begins to log what passes the filter; `with_target` tells which module each line is from.
     pub fn start(filter: EnvFilter, with_target: bool) -> Log {
-        let (shared, messages) = Shared::new(WAITING);
+        Log::start_with(filter, with_target, None)
+    }
+
+    /// The same, with a second reader.
+    pub fn start_teed(filter: EnvFilter, with_target: bool, tee: Tee) -> Log {
+        Log::start_with(filter, with_target, Some(tee))
+    }
+
+    fn start_with(filter: EnvFilter, with_target: bool, tee: Option<Tee>) -> Log {
+        // The second reader is no terminal.
+        let ansi = tee.is_none() && stderr().is_terminal();
+        let (shared, messages) = Shared::new(WAITING, tee);
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_target(with_target)
-            .with_ansi(stderr().is_terminal())
+            .with_ansi(ansi)
             .with_writer(Lines(Arc::clone(&shared)))
             .init();
         Log {
@@ -94,7 +127,13 @@ impl Log {
 
     /// Writes a line that is no event.
     pub fn say(&self, line: &str) {
-        self.shared.put(format!("{line}\n").as_bytes());
+        self.shared.log(format!("{line}\n").as_bytes());
+    }
+
+    /// Writes a line of somebody else's, without its line end, if there is room to spare. The second
+    /// reader is not told.
+    pub fn pass(&self, line: &[u8]) {
+        self.shared.put([line, b"\n"].concat(), WAITING_BYTES / 2);
     }
 }
 
@@ -124,14 +163,30 @@ impl Drop for Log {
 }
 
 impl Shared {
-    fn new(waiting: usize) -> (Arc<Shared>, Receiver<Message>) {
+    fn new(waiting: usize, tee: Option<Tee>) -> (Arc<Shared>, Receiver<Message>) {
         let (queue, messages) = sync_channel(waiting);
-        let lost = AtomicU64::new(0);
-        (Arc::new(Shared { queue, lost }), messages)
+        let shared = Shared {
+            queue,
+            waiting: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+            tee,
+        };
+        (Arc::new(shared), messages)
     }
 
-    fn put(&self, line: &[u8]) {
-        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
+    fn log(&self, line: &[u8]) {
+        if let Some(tee) = &self.tee {
+            tee(line);
+        }
+        self.put(line.to_vec(), WAITING_BYTES);
+    }
+
+    /// Queues a line if no more than `bound` bytes wait with it.
+    fn put(&self, line: Vec<u8>, bound: usize) {
+        let length = line.len();
+        let has_room = self.waiting.fetch_add(length, Ordering::Relaxed) + length <= bound;
+        if !has_room || self.queue.try_send(Message::Line(line)).is_err() {
+            self.waiting.fetch_sub(length, Ordering::Relaxed);
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -148,7 +203,7 @@ impl<'a> MakeWriter<'a> for Lines {
 impl Write for Lines {
     /// Takes one line, and never fails: `tracing` would tell that to standard error.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.put(line);
+        self.0.log(line);
         Ok(line.len())
     }
 
@@ -159,6 +214,7 @@ impl Write for Lines {
 
 /// Writes lines for as long as the process lives.
 fn write_all<W: Write>(messages: &Receiver<Message>, shared: &Shared, out: impl Fn() -> W) {
+    let mut told: Option<Instant> = None;
     for message in messages {
         let line = match message {
             Message::Line(line) => line,
@@ -168,12 +224,18 @@ fn write_all<W: Write>(messages: &Receiver<Message>, shared: &Shared, out: impl 
                 continue;
             }
         };
-        if out().write_all(&line).is_err() {
+        let written = out().write_all(&line);
+        shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
+        if written.is_err() {
             shared.lost.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
+        if told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
             continue;
         }
         let lost = shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
+            told = Some(Instant::now());
             tracing::warn!(
                 lost,
                 "lines of the log are missing here: its reader or its disk did not keep up"
@@ -207,15 +269,39 @@ mod tests {
 
     #[test]
     fn a_full_queue_loses_lines_and_never_waits() {
-        let (shared, messages) = Shared::new(2);
-        (0..5).for_each(|_| shared.put(b"line\n"));
+        let (shared, messages) = Shared::new(2, None);
+        (0..5).for_each(|_| shared.log(b"line\n"));
         assert_eq!(shared.lost.load(Ordering::Relaxed), 3);
         assert_eq!(messages.try_iter().count(), 2);
     }
 
     #[test]
+    fn what_is_passed_on_leaves_room_for_own_lines() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&told);
+        let tee: Tee = Box::new(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let (shared, messages) = Shared::new(WAITING, Some(tee));
+        let log = Log {
+            shared: Arc::clone(&shared),
+            messages: Mutex::new(None),
+        };
+        (0..WAITING).for_each(|_| log.pass(&[b'x'; 1023]));
+        let passed = WAITING_BYTES / 2 / 1024;
+        let lost = u64::try_from(WAITING - passed).expect("few");
+        assert_eq!(shared.lost.load(Ordering::Relaxed), lost);
+        log.say("own");
+        assert_eq!(shared.lost.load(Ordering::Relaxed), lost, "it had room");
+        assert_eq!(told.load(Ordering::Relaxed), 1, "own lines only");
+        assert_eq!(messages.try_iter().count(), passed + 1);
+        std::mem::forget(log);
+    }
+
+    #[test]
     fn what_is_refused_is_counted_and_later_lines_are_written() {
-        let (shared, _) = Shared::new(1);
+        let (shared, _) = Shared::new(1, None);
+        shared.waiting.store(1000, Ordering::Relaxed);
         let reader = Mutex::new((false, Vec::new()));
         let pass = |line: &[u8]| {
             let (queue, messages) = sync_channel(1);
