@@ -18,6 +18,10 @@ use std::str::FromStr;
 use std::{fs, io};
 use thiserror::Error;
 
+mod program;
+
+pub(crate) use program::{LogSettings, Program, User};
+
 /// What is wrong with the configuration.
 #[derive(Debug, Error)]
 pub(crate) enum ConfigError {
@@ -31,6 +35,13 @@ pub(crate) enum ConfigError {
         value: String,
         allowed: String,
     },
+    #[error(
+        "[{0}] is for `enclave-netd init`, which starts the program itself: run `enclave-netd init \
+         --config FILE`, or take the table out and give the command after --"
+    )]
+    Misplaced(&'static str),
+    #[error("program.command is missing: name the program to run, such as [\"/usr/bin/server\"]")]
+    NoProgram,
 }
 
 impl ConfigError {
@@ -52,6 +63,10 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     pub(crate) publish: Published,
     pub(crate) rules: Vec<Rule>,
+    /// What `enclave-netd init` runs.
+    pub(crate) program: Option<Program>,
+    /// `None` where the file does not speak of it.
+    pub(crate) log: Option<LogSettings>,
 }
 
 /// The tun device and its addresses.
@@ -89,9 +104,17 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`]; the message is one line.
     pub(crate) fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-        let Some(path) = path else {
-            return Config::parse("");
-        };
+        match path {
+            Some(path) => Config::parse(&Config::read(path)?),
+            None => Config::parse(""),
+        }
+    }
+
+    /// The text of the file `path`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
         let mut text = String::new();
         fs::File::open(path)
             .and_then(|file| file.take(MAX_CONFIG).read_to_string(&mut text))
@@ -99,7 +122,7 @@ impl Config {
                 path: path.into(),
                 source,
             })?;
-        Config::parse(&text)
+        Ok(text)
     }
 
     /// # Errors
@@ -117,6 +140,28 @@ impl Config {
         })?;
         Config::try_from(raw)
     }
+
+    /// For those who are given a command, or none, instead of a program.
+    ///
+    /// # Errors
+    /// There is a table of `enclave-netd init` in it.
+    pub(crate) fn without_program(self) -> Result<Config, ConfigError> {
+        match self {
+            Config {
+                program: Some(_), ..
+            } => Err(ConfigError::Misplaced("program")),
+            Config { log: Some(_), .. } => Err(ConfigError::Misplaced("log")),
+            config => Ok(config),
+        }
+    }
+
+    /// The program to run.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn program(&self) -> Result<&Program, ConfigError> {
+        self.program.as_ref().ok_or(ConfigError::NoProgram)
+    }
 }
 
 #[derive(Deserialize)]
@@ -127,6 +172,8 @@ struct RawConfig {
     dns: RawDns,
     publish: Vec<String>,
     rules: Vec<String>,
+    program: Option<program::RawProgram>,
+    log: Option<LogSettings>,
 }
 
 impl Default for RawConfig {
@@ -137,6 +184,8 @@ impl Default for RawConfig {
             dns: RawDns::default(),
             publish: Vec::new(),
             rules: Vec::new(),
+            program: None,
+            log: None,
         }
     }
 }
@@ -210,6 +259,8 @@ impl TryFrom<RawConfig> for Config {
                 .iter()
                 .map(|rule| parse("rules", rule))
                 .collect::<Result<_, _>>()?,
+            program: raw.program.map(Program::try_from).transpose()?,
+            log: raw.log,
         })
     }
 }

@@ -20,6 +20,7 @@ use netd_proto::handshake::Features;
 use netd_proto::limits::{LINK_DEAD_AFTER, LINK_READ, PING_AFTER, VSOCK_WRITE};
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::Packet;
+use netd_proto::report::Exit;
 use netd_proto::run::Run;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -92,6 +93,9 @@ struct Live {
     asked: Option<Instant>,
     pings: u64,
     since: Instant,
+    takes_log: bool,
+    /// The last that is said was queued: no packet follows it.
+    concluded: bool,
 }
 
 impl Live {
@@ -121,7 +125,7 @@ impl Datapath {
 
     /// How long the loop may wait: not at all where a budget ran out.
     pub(crate) fn timeout(&self, now: Instant) -> Option<Duration> {
-        let tun_waits = self.tun_ready && self.queue.has_room();
+        let tun_waits = self.tun_ready && self.queue.has_room() && !self.is_concluded();
         let link_waits = |live: &Live| live.readable || (live.writable && !self.queue.is_empty());
         if tun_waits || self.live.as_ref().is_some_and(link_waits) {
             return Some(Duration::ZERO);
@@ -180,6 +184,8 @@ impl Datapath {
             asked: None,
             pings: 0,
             since: now,
+            takes_log: established.features.contains(Features::LOG),
+            concluded: false,
         });
         Ok(fd)
     }
@@ -287,7 +293,7 @@ impl Datapath {
     fn take_packets(&mut self, now: Instant) -> io::Result<()> {
         let seconds = self.seconds(now);
         for _ in 0..TUN_BUDGET {
-            if !self.tun_ready {
+            if !self.tun_ready || self.is_concluded() {
                 break;
             }
             let n = match self.outbound.take(&self.tun, &mut self.queue) {
@@ -359,6 +365,39 @@ impl Datapath {
                 }
             }
         }
+    }
+
+    /// Whether there is a link whose parent takes log lines.
+    pub(crate) fn takes_log(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.takes_log)
+    }
+
+    /// Queues the payload of a log line. False when there is no room; without a parent that takes
+    /// it, it is nobody's.
+    pub(crate) fn queue_line(&mut self, line: &[u8]) -> bool {
+        !self.takes_log() || self.queue.push_log(line)
+    }
+
+    /// Tells the parent how the program ended, and goodbye. The link goes on until it closes.
+    pub(crate) fn conclude(&mut self, exit: Exit) {
+        let Some(live) = &mut self.live else { return };
+        if live.takes_log {
+            self.queue.push_control(Kind::Exit, &exit.encode());
+        }
+        let goodbye = Goodbye::new(Reason::Shutdown, "the program has ended");
+        self.queue.push_control(Kind::Goodbye, &goodbye.encode());
+        live.concluded = true;
+    }
+
+    fn is_concluded(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.concluded)
+    }
+
+    /// Whether the link ended because everything was said and heard.
+    pub(crate) fn has_concluded(&self, end: &LinkEnd) -> bool {
+        // Where the connection broke, nobody knows what the parent has read.
+        let in_order = matches!(end, LinkEnd::Closed | LinkEnd::Goodbye(_));
+        in_order && self.is_concluded() && self.queue.is_empty()
     }
 
     /// Forgets the link, and what was on its way; open flows are reset from the next turn on.

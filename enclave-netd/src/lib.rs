@@ -4,10 +4,12 @@
 //! over one vsock connection to `host-netd` on the parent. It sets addresses, routes and the
 //! resolver up, connects, runs a command, and ends with the command's status.
 //!
-//! The order of things: `config` is read; `tun` and `network` make the interface;
-//! `resolv_conf` points programs at the gateway's resolver; `privileges` are given up; then
-//! two threads start, `link` connecting to the parent and `pump` moving packets, each checked
-//! by the `guard`; the main thread becomes the `supervisor` of the command. At the end the
+//! With `enclave-netd init` it is the first process of an enclave: see `init`.
+//!
+//! The order of things otherwise: `config` is read; `interface` makes the tun, sets it up
+//! with `network` and points programs at the gateway's resolver with `resolv_conf`; `privileges` are
+//! given up; then two `threads` start, `link` connecting to the parent and `pump` moving packets, each
+//! checked by the `guard`; the main thread becomes the `supervisor` of the command. At the end the
 //! resolver is put back, and the interface goes with the process.
 
 mod config;
@@ -15,10 +17,12 @@ mod daemon;
 mod datapath;
 mod dns;
 mod drops;
+mod feed;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;
 mod init;
+mod interface;
 mod limits;
 mod link;
 mod memory;
@@ -33,6 +37,7 @@ mod socket;
 mod spawn;
 mod supervisor;
 mod sweep;
+mod threads;
 mod tun;
 
 pub use daemon::main;

@@ -164,3 +164,75 @@ pub(crate) const END_FORCED: Duration = Duration::from_secs(2);
 
 /// How often the end looks whether processes are gone.
 pub(crate) const END_LOOK: Duration = Duration::from_millis(5);
+
+/// Bytes of log lines that are kept for a parent that comes later: some thousand lines of ordinary
+/// length, a sixtieth of what this daemon may use in all.
+pub(crate) const RING_BYTES: usize = 256 * 1024;
+
+/// What a kept line costs beside its text.
+pub(crate) const RING_LINE: usize = 48;
+
+/// Log lines that are kept: where they are short, the bound on bytes would allow five thousand.
+pub(crate) const RING_LINES: usize = 4096;
+
+/// How long a line of the program may wait for its end: a prompt is seen, and a line that is
+/// written in parts stays one.
+pub(crate) const PARTIAL_LINE: Duration = Duration::from_millis(200);
+
+/// Bytes read from a pipe of the program in one turn: what a pipe holds.
+pub(crate) const PIPE_READ: usize = 64 * 1024;
+
+/// Bytes of log lines a second that are sent to the parent for long: a fraction of any link, and
+/// more than anybody reads. What a program writes beyond is a gap in the numbers.
+pub(crate) const FEED_RATE: usize = 4 * 1024 * 1024;
+
+/// Bytes of log lines sent to the parent at once: the whole ring after a new link.
+pub(crate) const FEED_BURST: usize = RING_BYTES + RING_LINES * 16;
+
+/// Bytes of log lines queued for the link in one turn: an eighth of what the queue holds, so that
+/// lines neither displace packets nor wait for ever behind them.
+pub(crate) const FEED_BUDGET: usize = netd_proto::limits::LINK_QUEUE / 8;
+
+/// Messages taken from the carrier in one turn: it has a few to send in its life.
+pub(crate) const CARRIER_MESSAGES: usize = 16;
+
+/// Bytes of configuration in one message to the carrier: several fit a socket's buffer.
+pub(crate) const CONFIG_PART: usize = 32 * 1024;
+
+/// Own log lines that may wait for the main thread, which takes them every turn.
+pub(crate) const OWN_LINES: usize = 512;
+
+/// First wait before a carrier that died is started again.
+pub(crate) const CARRIER_BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// Longest wait before a carrier is started again: what ends it each time is not mended by haste,
+/// and what ended it for a while is over within seconds.
+pub(crate) const CARRIER_BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// A carrier that lived this long had no trouble at its start: the next one is started at once.
+pub(crate) const CARRIER_STEADY: Duration = Duration::from_secs(60);
+
+/// The user that a carrier runs as. Nobody else's: beyond what distributions give to people and
+/// services (60,000), below what containers map to (65,536 and up), and not one of the numbers with
+/// a meaning there (65,533 to 65,535).
+pub(crate) const CARRIER_USER: u32 = 64_733;
+
+/// Threads of the carrier's user: one has four, and several run where namespaces stand for enclaves.
+pub(crate) const CARRIER_THREADS: u64 = 64;
+
+/// Open files of a carrier: it has about twelve.
+pub(crate) const CARRIER_FILES: u64 = 64;
+
+/// Memory a carrier may write to: four times what it uses with its stacks.
+pub(crate) const CARRIER_MEMORY: u64 = 64 * 1024 * 1024;
+
+/// How long the program may take to end once it was asked to: what container runtimes give.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// How long lines that the program left in its pipes are waited for: they are there at once, unless
+/// a process that it left behind goes on writing.
+pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// How long the parent may take to learn how the program ended: enough for a link that is being made
+/// again.
+pub(crate) const TELL_TIME: Duration = Duration::from_secs(5);

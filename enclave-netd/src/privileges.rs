@@ -11,8 +11,12 @@
 //! There is no system call filter as host-netd has one: the main thread has to start programs, and
 //! whoever took over one thread of a process has its memory, and by it the other threads.
 
+use crate::limits::{CARRIER_FILES, CARRIER_MEMORY, CARRIER_THREADS};
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
 use tracing::warn;
 
 /// What is needed later on.
@@ -43,6 +47,46 @@ pub(crate) fn drop_all_but_needed(needs: Needs) -> Result<(), CapsError> {
         kept.insert(Capability::CAP_DAC_OVERRIDE);
     }
     keep(kept)
+}
+
+/// For the keeper of `enclave-netd init`, which starts the program as any user and carriers as
+/// theirs, sends them signals, and powers off at the end.
+///
+/// # Errors
+/// As [`drop_all_but_needed`].
+pub(crate) fn drop_in_keeper() -> Result<(), CapsError> {
+    keep(CapsHashSet::from([
+        Capability::CAP_KILL,
+        Capability::CAP_SETUID,
+        Capability::CAP_SETGID,
+        Capability::CAP_SYS_BOOT,
+        // The program's folder and file may be another user's, and resolv.conf's folder, too.
+        Capability::CAP_DAC_OVERRIDE,
+    ]))
+}
+
+/// For a carrier, which changed its user before: nothing is left, nothing is to be had again, nobody
+/// of its user may look into it, it dies with the keeper, and what it may use is bounded. To be
+/// called while there is one thread.
+///
+/// # Errors
+/// The kernel refused; then it must not go on.
+pub(crate) fn confine() -> anyhow::Result<()> {
+    prctl::set_no_new_privs()?;
+    prctl::set_dumpable(false)?;
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    keep(CapsHashSet::new())?;
+    for (resource, bound) in [
+        (Resource::RLIMIT_CORE, 0),
+        // It writes no file.
+        (Resource::RLIMIT_FSIZE, 0),
+        (Resource::RLIMIT_NPROC, CARRIER_THREADS),
+        (Resource::RLIMIT_NOFILE, CARRIER_FILES),
+        (Resource::RLIMIT_DATA, CARRIER_MEMORY),
+    ] {
+        setrlimit(resource, bound, bound)?;
+    }
+    Ok(())
 }
 
 /// For a thread that starts no program and sends no signal: what is left to it is at most access
@@ -80,7 +124,7 @@ fn drop_bounding() -> Result<(), CapsError> {
 }
 
 fn set_no_new_privs() {
-    if let Err(error) = nix::sys::prctl::set_no_new_privs() {
+    if let Err(error) = prctl::set_no_new_privs() {
         warn!(%error, "programs could gain privileges");
     }
 }

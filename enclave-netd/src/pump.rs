@@ -9,6 +9,8 @@
 //!    frame's header goes; validate, and commit the frame or leave the space unused. When the
 //!    queue holds 128 KiB the tun is not read: the kernel's own queue fills, and TCP slows down.
 //! 3. **flush**: write the queue to the link. On vsock a single write is at most 32,000 bytes.
+//! 4. **feed**: where this is the carrier of `enclave-netd init`, queue a few lines of the log in the
+//!    room that is left ([`crate::feed`]).
 //!
 //! No step waits for another: a link that takes nothing leaves the queue full and is read on.
 //! No packet is copied, and nothing is allocated for one.
@@ -24,18 +26,21 @@
 //! link each packet from the tun is answered at once ([`crate::offline`]).
 
 use crate::datapath::{Datapath, LinkEnd};
+use crate::feed::{self, Feed};
 use crate::link::{Connector, Link};
 use crate::privileges;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const TUN: Token = Token(0);
 const LINK: Token = Token(1);
 /// Wakes the loop for a [`Command`].
 pub(crate) const WAKE: Token = Token(2);
+const FEED: Token = Token(3);
 
 /// What other threads want of the pump.
 #[derive(Debug)]
@@ -53,6 +58,8 @@ pub(crate) enum Command {
 pub(crate) enum Event {
     /// There is a link; told each time.
     Connected,
+    /// The parent knows how the program ended, and the pump has ended.
+    Told,
     /// The pump ended by an error, and with it the network.
     Failed(io::Error),
 }
@@ -65,6 +72,15 @@ pub(crate) struct Pump<N> {
     /// Takes an [`Event`].
     pub(crate) notify: N,
     pub(crate) datapath: Datapath,
+    /// In the carrier of `enclave-netd init`.
+    pub(crate) feed: Option<Feed>,
+}
+
+/// How the loop goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    End,
 }
 
 impl<N: FnMut(Event)> Pump<N> {
@@ -82,12 +98,21 @@ impl<N: FnMut(Event)> Pump<N> {
         self.poll
             .registry()
             .register(&mut SourceFd(&tun), TUN, Interest::READABLE)?;
+        if let Some(feed) = &self.feed {
+            let fd = feed.as_raw_fd();
+            self.poll
+                .registry()
+                .register(&mut SourceFd(&fd), FEED, Interest::READABLE)?;
+        }
         // Before there is a link: what an enclave-netd that was killed left open.
         self.datapath.sweep_if_due(Instant::now())?;
         self.connector.request();
         let mut events = Events::with_capacity(8);
         loop {
-            let timeout = self.datapath.timeout(Instant::now());
+            let timeout = match &self.feed {
+                Some(feed) if feed.waits() => Some(Duration::ZERO),
+                _ => self.datapath.timeout(Instant::now()),
+            };
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 polled => polled?,
@@ -98,27 +123,42 @@ impl<N: FnMut(Event)> Pump<N> {
                 match event.token() {
                     TUN => self.datapath.tun_event(),
                     LINK => self.datapath.link_event(event),
+                    FEED => self.feed.iter_mut().for_each(Feed::event),
                     _ => woken = true,
                 }
             }
             if woken && !self.obey(now)? {
                 return Ok(());
             }
-            self.turn(now)?;
+            if self.turn(now)? == Next::End {
+                return Ok(());
+            }
         }
     }
 
-    fn turn(&mut self, now: Instant) -> io::Result<()> {
+    fn turn(&mut self, now: Instant) -> io::Result<Next> {
         if let Err(end) = self
             .datapath
             .receive(now)
             .and_then(|()| self.datapath.keep_alive(now))
         {
+            if self.datapath.has_concluded(&end) {
+                self.feed.iter().try_for_each(Feed::told)?;
+                (self.notify)(Event::Told);
+                return Ok(Next::End);
+            }
             self.lose(&end, now)?;
         }
         self.datapath.transmit(now)?;
         self.datapath.flush();
-        self.datapath.sweep_if_due(now)
+        if let Some(feed) = &mut self.feed
+            && feed.turn(&mut self.datapath)? == feed::Next::Stop
+        {
+            self.datapath.say_goodbye();
+            return Ok(Next::End);
+        }
+        self.datapath.sweep_if_due(now)?;
+        Ok(Next::GoOn)
     }
 
     /// False when the pump is to end.
@@ -131,6 +171,9 @@ impl<N: FnMut(Event)> Pump<N> {
                     self.poll
                         .registry()
                         .register(&mut SourceFd(&fd), LINK, both)?;
+                    if let Some(feed) = &mut self.feed {
+                        feed.linked(self.datapath.takes_log())?;
+                    }
                     (self.notify)(Event::Connected);
                 }
                 Command::Report => self.datapath.report(),
@@ -147,6 +190,7 @@ impl<N: FnMut(Event)> Pump<N> {
         if let Some(fd) = self.datapath.link_fd() {
             self.poll.registry().deregister(&mut SourceFd(&fd))?;
             self.datapath.lose(end, now);
+            self.feed.as_mut().map_or(Ok(()), Feed::lost)?;
             self.connector.request();
         }
         Ok(())

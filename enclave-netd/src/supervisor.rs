@@ -9,8 +9,7 @@
 //!
 //! A zombie that some grandchild left is reaped as well, for this daemon may be process 1.
 
-use crate::limits::GOODBYE_TIMEOUT;
-use crate::pump::{Command, Event};
+use crate::pump::Event;
 use crate::spawn::spawn;
 use anyhow::{Context, Result, bail};
 use mio::unix::SourceFd;
@@ -23,9 +22,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid, getpgrp};
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
@@ -75,6 +74,22 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// The next signal, none when there is none yet.
+    ///
+    /// # Errors
+    /// Never, as far as is known.
+    pub(crate) fn next(&self) -> nix::Result<Option<siginfo>> {
+        self.0.read_signal()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Wakes the supervisor for what the pump tells.
 #[derive(Clone, Debug)]
 pub(crate) struct Notifier {
@@ -120,7 +135,7 @@ impl Supervisor {
         ready_timeout: Option<Duration>,
     ) -> Result<(Supervisor, Notifier)> {
         let poll = Poll::new().context("cannot make an epoll instance")?;
-        let fd = signals.0.as_fd().as_raw_fd();
+        let fd = signals.as_fd().as_raw_fd();
         poll.registry()
             .register(&mut SourceFd(&fd), SIGNALS, Interest::READABLE)
             .context("cannot watch for signals")?;
@@ -172,13 +187,15 @@ impl Supervisor {
                             return Ok(status);
                         }
                     }
+                    // Only a carrier has this to tell.
+                    Event::Told => {}
                     Event::Failed(error) => {
                         self.end_child();
                         return Err(error).context("the network ended");
                     }
                 }
             }
-            while let Some(signal) = self.signals.0.read_signal().context("no signals")? {
+            while let Some(signal) = self.signals.next().context("no signals")? {
                 if let Next::Exit(status) = self.on_signal(&signal, &report) {
                     return Ok(status);
                 }
@@ -303,12 +320,4 @@ fn explain(program: &OsStr, error: Errno) -> u8 {
         error.desc()
     );
     status
-}
-
-/// Ends the pump: it says goodbye, and gets a moment for that.
-pub(crate) fn stop_pump(send: impl FnOnce(Command), ended: &Receiver<()>) {
-    send(Command::Stop);
-    if ended.recv_timeout(2 * GOODBYE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-        warn!("the pump did not end in time");
-    }
 }

@@ -76,7 +76,10 @@ impl Offload {
         match self {
             Offload::None => Features::default(),
             Offload::Checksum => Features::CHECKSUM.or(Features::USO),
-            Offload::Segmentation | Offload::Datagrams => Features::ALL,
+            Offload::Segmentation | Offload::Datagrams => {
+                let tso = Features::TSO4.or(Features::TSO6);
+                Offload::Checksum.features().or(tso)
+            }
         }
     }
 
@@ -131,7 +134,10 @@ impl Tun {
         device
             .set_nonblock()
             .map_err(|source| other(name, source))?;
-        let file = File::from(owned(device));
+        Tun::from_file(File::from(owned(device)), name)
+    }
+
+    fn from_file(file: File, name: &str) -> Result<Tun, TunError> {
         let offload = set_header(&file).map_err(|source| other(name, source))?;
         let index = nix::net::if_::if_nametoindex(name).map_err(|e| other(name, e.into()))?;
         Ok(Tun {
@@ -140,6 +146,22 @@ impl Tun {
             index,
             offload,
         })
+    }
+
+    /// The device `name`, made by another process, whose open file this is. It must not block.
+    ///
+    /// # Errors
+    /// See [`TunError`].
+    pub(crate) fn inherited(file: OwnedFd, name: &str) -> Result<Tun, TunError> {
+        Tun::from_file(File::from(file), name)
+    }
+
+    /// Another handle of the same open file.
+    ///
+    /// # Errors
+    /// There is no room for another descriptor.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
     }
 
     /// The interface's index, for netlink.
