@@ -46,6 +46,13 @@ fn hands(system: i64) -> Hands {
     }
 }
 
+/// What is found an interval later.
+fn findings(watch: &mut Watch<Hands>) -> Vec<Finding> {
+    watch.clocks.elapsed += i64::try_from(CLOCK_INTERVAL.as_nanos()).expect("short");
+    let sample = watch.clocks.sample().expect("clocks");
+    watch.judge.look(sample).0
+}
+
 fn pass(watch: &mut Watch<Hands>) {
     watch.clocks.elapsed += i64::try_from(CLOCK_INTERVAL.as_nanos()).expect("short");
     watch.look();
@@ -57,6 +64,10 @@ fn a_clock_that_is_hours_off_is_right_at_the_start_and_stays() {
     assert_eq!(watch.clocks.system, 0);
     pass(&mut watch);
     assert_eq!((watch.clocks.system, watch.clocks.slewed.len()), (0, 0));
+    watch.clocks.system = 3_600 * Nanos::SECOND;
+    watch.look();
+    assert_eq!(watch.clocks.system, 0);
+    assert_eq!(findings(&mut watch), [], "our own step");
 }
 
 #[test]
