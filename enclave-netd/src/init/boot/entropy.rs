@@ -6,7 +6,8 @@
 //!
 //! A request to it is CBOR (RFC 8949), here the text `GetRandom`. The answer is
 //! `{"GetRandom": {"random": bytes}}`, always in its shortest encoding; whatever else comes is
-//! an error.
+//! an error. That is too little for a library of CBOR; the one that AWS's crate takes, serde_cbor, is
+//! not maintained (RUSTSEC-2021-0127).
 
 use super::lack::Lack;
 use super::sys;
