@@ -213,6 +213,10 @@ pub const PROCESS_MEMORY: usize = 48 * 1024 * 1024;
 /// Packets waiting to be written to a capture file; beyond it they are left out and counted.
 pub const CAPTURE_QUEUE: usize = 4096;
 
+/// Enclaves that a capture file tells apart; the last name stands for all that come later. A CID is
+/// given out by the parent's operator, who starts fewer.
+pub const CAPTURE_PEERS: usize = 1024;
+
 /// Bytes of packets waiting to be written to a capture file, for the same: a disk may stand still for
 /// half a second at 500 Mbit/s.
 pub const CAPTURE_BYTES: usize = 32 * 1024 * 1024;

@@ -230,7 +230,7 @@ impl Sessions {
             .context("the enclave does not read its link")?
             .context("the link broke")?;
         let now = Instant::now();
-        let services = services.for_session(&allotment.shares.dns_queries);
+        let services = services.for_session(peer, &allotment.shares.dns_queries);
         let engine = Engine::new(
             hello,
             established.features,

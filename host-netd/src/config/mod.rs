@@ -56,7 +56,7 @@ struct Args {
     /// Forbid a destination, such as '10.0.0.0/8'; the first matching rule decides
     #[arg(long, value_name = "RULE")]
     deny: Vec<String>,
-    /// Write every packet that crosses the link to a pcap file
+    /// Write every packet that crosses the links to a pcapng file
     #[arg(long, value_name = "FILE")]
     capture: Option<PathBuf>,
 }

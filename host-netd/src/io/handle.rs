@@ -5,6 +5,7 @@ use crate::capture::Tap;
 use crate::dns::{Dns, Resolved};
 use crate::engine::FlowId;
 use crate::engine::drops::DropReason;
+use crate::listen::Peer;
 use crate::publish::Lent;
 use mio::Waker;
 use netd_proto::control::Goodbye;
@@ -136,12 +137,12 @@ pub struct Services {
 }
 
 impl Services {
-    /// The same services for one more session, which may have so many DNS queries.
-    pub(crate) fn for_session(&self, dns_queries: &Share) -> Services {
+    /// The same services for a session of this peer, which may have so many DNS queries.
+    pub(crate) fn for_session(&self, peer: Peer, dns_queries: &Share) -> Services {
         Services {
             runtime: self.runtime.clone(),
             dns: self.dns.for_session(dns_queries.clone()),
-            tap: self.tap.as_ref().map(Tap::for_session),
+            tap: self.tap.as_ref().map(|tap| tap.for_session(peer)),
         }
     }
 }
