@@ -53,7 +53,7 @@ pub enum AllowedCids {
 }
 
 impl AllowedCids {
-    pub(crate) fn allow(&self, cid: Cid) -> bool {
+    fn allow(&self, cid: Cid) -> bool {
         match self {
             AllowedCids::Enclaves => cid > Cid::PARENT && cid != Cid::ANY,
             AllowedCids::Only(cids) => cids.contains(&cid),

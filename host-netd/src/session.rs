@@ -154,7 +154,7 @@ impl Sessions {
             Accepted::Link(link, peer) => self.shake_hands(link, peer).await,
             Accepted::Forbidden(link, cid) => {
                 self.refusal_warning.warn(|left_out| {
-                    tracing::warn!(%cid, left_out, "link refused: this CID is not allowed (see --cid)");
+                    tracing::warn!(%cid, left_out, "link refused: this CID is not allowed (see [[enclave]] and --cid)");
                 });
                 link.refuse(format!("CID {cid} may not connect here")).await;
             }
@@ -358,6 +358,13 @@ mod tests {
         assert!(begin(17), "another peer has its own");
         handshakes.end(Some(Peer::Enclave(Cid(16))));
         assert!(begin(16) && !begin(16));
+
+        // Those who may not connect share one part, and have none of an enclave with their number.
+        assert_eq!(
+            (0..100).filter(|_| handshakes.begin(None)).count(),
+            MAX_HANDSHAKES
+        );
+        (0..MAX_HANDSHAKES).for_each(|_| handshakes.end(None));
 
         // All peers but the first two, one after the other.
         let others = (100..1000).filter(|cid| begin(*cid)).count();
