@@ -17,9 +17,10 @@
 //! in a queue while its flow is gone is still counted.
 
 use crate::limits::{
-    DEFAULT_ENCLAVES, FLOW_MEMORY, MAX_DIALS, MAX_DIALS_PER_DESTINATION, MAX_DNS_QUERIES,
-    MAX_FLOWS, MAX_HALF_OPEN, MAX_UDP_MAPPINGS, OVERALL, PROCESS_MEMORY, RING_MEMORY_MIB,
-    SESSION_MEMORY, SHORT_WINDOW,
+    ADMIN_CLIENT_MEMORY, ADMIN_CLIENTS, DEFAULT_ENCLAVES, FLOW_MEMORY, MAX_DIALS,
+    MAX_DIALS_PER_DESTINATION, MAX_DNS_QUERIES, MAX_FLOWS, MAX_HALF_OPEN, MAX_UDP_MAPPINGS,
+    OVERALL, PAST_RECORDS, PROCESS_MEMORY, RECORD_MEMORY, RING_MEMORY_MIB, SESSION_MEMORY,
+    SHORT_WINDOW,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -76,7 +77,9 @@ impl Limits {
         PROCESS_MEMORY
             + self.most_ring_memory()
             + self.all_flows * FLOW_MEMORY
-            + self.enclaves * SESSION_MEMORY
+            + self.enclaves * (SESSION_MEMORY + RECORD_MEMORY)
+            + PAST_RECORDS * RECORD_MEMORY
+            + ADMIN_CLIENTS * ADMIN_CLIENT_MEMORY
             + crate::dns::memory(OVERALL * self.dns_queries)
     }
 }

@@ -5,6 +5,8 @@
 //! * [`listen`]: where links are accepted, and from whom.
 //! * [`session`]: shakes hands, starts and replaces data loops.
 //! * [`tenant`]: whose rules and published ports hold for an enclave.
+//! * [`record`]: what is known of each enclave, also after it is gone.
+//! * [`admin`]: answers an operator's questions, and asks them.
 //! * [`publish`]: ports of the parent that lead into an enclave.
 //! * [`dns`]: the resolver behind the gateway.
 //! * [`budget`]: what all sessions share, in fair parts.
@@ -16,6 +18,7 @@
 //! take long (name look-ups, connects, accepts) runs in tokio and hands results over by a bounded
 //! channel with a wake-up.
 
+pub mod admin;
 pub mod budget;
 pub mod capture;
 pub mod config;
@@ -26,6 +29,7 @@ pub mod limits;
 pub mod listen;
 pub mod local;
 pub mod publish;
+pub mod record;
 pub mod sandbox;
 pub mod session;
 mod sparse;

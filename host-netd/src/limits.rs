@@ -188,9 +188,58 @@ pub const ENCLAVE_KEEPALIVE: Duration = Duration::from_secs(600);
 /// longer than DNS says.
 pub const LEARNT_GRACE: Duration = Duration::from_secs(600);
 
+/// Lines of an enclave's log that are kept: some hours of a quiet service, what a shell scrolls back.
+pub const LOG_LINES: usize = 4096;
+
+/// The same in bytes of memory: all these lines, if they are of the usual length.
+pub const LOG_BYTES: usize = 512 * 1024;
+
+/// What a line costs besides its text: its fields, two blocks of memory, its place in the ring.
+pub const LOG_LINE_COST: usize = 112;
+
+/// Records of enclaves that are gone: yesterday's runs of as many enclaves as AWS permits, twice.
+pub const PAST_RECORDS: usize = 8;
+
+/// How long an enclave whose link broke may take to come back before its run counts as ended: it
+/// tries again once a second at least.
+pub const RETURN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Clients of the admin socket at a time: some followed logs, a monitor, and an operator or two.
+pub const ADMIN_CLIENTS: usize = 16;
+
+/// Longest request on the admin socket, in bytes: ten times what any needs.
+pub const ADMIN_REQUEST: usize = 1024;
+
+/// How long a client of the admin socket may take for a request; its place is for others then.
+pub const ADMIN_IDLE: Duration = Duration::from_secs(10);
+
+/// How long a client of the admin socket may leave an answer unread: a pager that is looked at.
+pub const ADMIN_STALLED: Duration = Duration::from_secs(600);
+
+/// Bytes of a log that are sent to a client in one piece.
+pub const ADMIN_BATCH: usize = 64 * 1024;
+
+/// Pause between such pieces: what lines an enclave writes without end must not keep the thread
+/// busy that also looks names up. 6 MiB a second are more than anybody reads.
+pub const ADMIN_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a question for figures waits for the threads of the sessions: a busy one has answered
+/// within a few milliseconds.
+pub const STATUS_WITHIN: Duration = Duration::from_millis(500);
+
+/// Bytes of an enclave's last line that `status` shows.
+pub const STATUS_TEXT: usize = 240;
+
+/// Memory of a record: its log, and the rest.
+pub const RECORD_MEMORY: usize = LOG_BYTES + 16 * 1024;
+
+/// Memory of a client of the admin socket: a record that it reads though it was let go of; a piece
+/// of the log as text and as JSON, where no byte takes more than two (a line more fits as well).
+pub const ADMIN_CLIENT_MEMORY: usize = RECORD_MEMORY + 4 * ADMIN_BATCH;
+
 /// Open files left to everything but flows, sessions, published ports and DNS: runtime, logs,
-/// handshakes.
-pub const RESERVED_FILES: usize = 32 + MAX_ALL_HANDSHAKES;
+/// handshakes, the admin socket.
+pub const RESERVED_FILES: usize = 32 + MAX_ALL_HANDSHAKES + ADMIN_CLIENTS;
 
 /// Open files of a session besides its flows: link, wake-up, and epoll twice.
 pub const SESSION_FILES: usize = 4;

@@ -174,7 +174,7 @@ impl Drop for Listener {
 }
 
 /// Removes the socket of a process that is gone.
-fn make_way(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_way(path: &Path) -> anyhow::Result<()> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return Ok(());
     };

@@ -1,14 +1,16 @@
 //! The `host-netd` program: puts the parts of the library together.
 
 use anyhow::Context;
+use host_netd::admin::{Admin, client};
 use host_netd::budget::{Budget, Limits};
 use host_netd::capture::Tap;
-use host_netd::config::{Config, Files};
+use host_netd::config::{Config, Files, Task};
 use host_netd::dns::Dns;
 use host_netd::io::{Services, ping_sockets_permitted};
 use host_netd::listen::Listener;
 use host_netd::local::LocalAddresses;
 use host_netd::publish;
+use host_netd::record::Records;
 use host_netd::sandbox;
 use host_netd::session::{Sessions, Shared};
 use host_netd::tenant::Tenants;
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("NETD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = Log::start(filter, false);
     match run(&log) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
@@ -35,12 +37,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(log: &Log) -> anyhow::Result<()> {
-    let config = Config::from_command_line()?;
+fn run(log: &Log) -> anyhow::Result<ExitCode> {
+    let config = match Config::from_command_line()? {
+        Task::Serve(config) => *config,
+        Task::Ask(question, admin) => {
+            // For a person or a script, who need no time and level before it.
+            return Ok(
+                client::ask(question, admin.as_deref()).unwrap_or_else(|error| {
+                    log.say(&format!("host-netd: {error:#}"));
+                    ExitCode::FAILURE
+                }),
+            );
+        }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(config, log))
+    runtime.block_on(serve(config, log))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
@@ -64,6 +78,7 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         ..config.limits
     };
     let listeners = listeners(&config)?;
+    let admin = Admin::bind(config.admin.as_deref())?;
     let capture = match &config.capture {
         Some(path) => Some(
             File::create(path)
@@ -73,6 +88,7 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
     };
     // Everything is open, no thread runs yet, and nothing has come from an enclave.
     let sockets = listeners.iter().filter_map(Listener::socket);
+    let sockets = sockets.chain(admin.iter().map(Admin::path));
     let touched_later = sandbox::Files {
         resolv_conf: config.resolv_conf.clone(),
         sockets: sockets.map(Path::to_owned).collect(),
@@ -86,11 +102,13 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         tap,
     };
     let own = LocalAddresses::follow().context("cannot read this host's addresses")?;
+    let records = Records::new();
     let sessions = Sessions::new(Shared {
         services,
         tenants,
         own,
         budget: Budget::new(limits).keeping(config.enclaves.len()),
+        records: Arc::clone(&records),
     });
     log.detach(|| ()).context("no thread for the log")?;
     publish::serve(&sessions)?;
@@ -116,6 +134,9 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
     let mut serving = JoinSet::new();
     for listener in listeners {
         serving.spawn(Arc::clone(&sessions).serve(listener));
+    }
+    if let Some(admin) = admin {
+        serving.spawn(admin.serve(records));
     }
     loop {
         tokio::select! {

@@ -6,6 +6,7 @@ use crate::io::{Command, DataLoop, Handle, Services};
 use crate::limits::{MAX_ALL_HANDSHAKES, MAX_HANDSHAKES, REPLACED_WITHIN};
 use crate::listen::{Accepted, Link, Listener, Peer};
 use crate::local::LocalAddresses;
+use crate::record::{Facts, Records};
 use crate::sparse::Sparse;
 use crate::tenant::{Tenant, Tenants};
 use anyhow::{Context, bail};
@@ -28,6 +29,8 @@ pub struct Shared {
     pub own: Arc<LocalAddresses>,
     /// What the sessions may use.
     pub budget: Budget,
+    /// What is known of each enclave.
+    pub records: Arc<Records>,
 }
 
 /// All enclaves of this host-netd.
@@ -212,6 +215,7 @@ impl Sessions {
             tenants,
             own,
             budget,
+            records,
         } = &self.shared;
         let tenant = Arc::clone(tenants.of(peer));
         let seat = match tenant.has_table() {
@@ -244,9 +248,16 @@ impl Sessions {
         let udp = (tenant.published())
             .lend(number)
             .context("published UDP ports cannot be lent")?;
-        let (data_loop, handle) =
-            DataLoop::new(stream, decoder, engine, services, udp, now).context("no data loop")?;
         let session = hello.session;
+        let record = records.begin(Facts {
+            peer,
+            session,
+            features: established.features,
+            addresses: (hello.v4.enclave, hello.v6.enclave),
+        });
+        let (data_loop, handle) =
+            DataLoop::new(stream, decoder, engine, services, udp, record, now)
+                .context("no data loop")?;
         let (sessions, of) = (Arc::downgrade(self), Arc::clone(&tenant));
         // Held until the session is in the list, so that one that ends at once is taken out again.
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);

@@ -24,6 +24,7 @@ pub(super) struct File {
     pub(super) rules: Vec<String>,
     pub(super) resolv_conf: Option<PathBuf>,
     pub(super) capture: Option<PathBuf>,
+    pub(super) admin: Option<PathBuf>,
     pub(super) max_enclaves: Option<usize>,
     pub(super) max_flows: Option<usize>,
     pub(super) max_dials: Option<usize>,

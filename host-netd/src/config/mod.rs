@@ -7,6 +7,7 @@ mod open_files;
 pub use enclave::Enclave;
 pub use open_files::Files;
 
+use crate::admin::client::Question;
 use crate::budget::Limits;
 use crate::listen::AllowedCids;
 use crate::publish::Publish;
@@ -25,9 +26,9 @@ use std::path::{Path, PathBuf};
 ///
 /// Ends the enclave's TCP, UDP, ICMP echo and DNS, and joins them to ordinary sockets of this
 /// host. Needs no privilege. The log goes to stderr; NETD_LOG sets its level (info). SIGUSR1
-/// writes the counters to the log.
+/// writes the counters to the log. With a command it asks the host-netd that runs already.
 #[derive(Debug, Parser)]
-#[command(name = "host-netd", version)]
+#[command(name = "host-netd", version, args_conflicts_with_subcommands = true)]
 struct Args {
     /// Configuration file (TOML); what the command line says comes first
     #[arg(long, value_name = "FILE")]
@@ -59,6 +60,24 @@ struct Args {
     /// Write every packet that crosses the links to a pcapng file
     #[arg(long, value_name = "FILE")]
     capture: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "PATH",
+        global = true,
+        help = "Where an operator may ask: a unix socket [default: /run/host-netd/admin.sock]"
+    )]
+    admin: Option<PathBuf>,
+    #[command(subcommand)]
+    question: Option<Question>,
+}
+
+/// What a command line says.
+#[derive(Debug)]
+pub enum Task {
+    /// Serve enclaves.
+    Serve(Box<Config>),
+    /// Ask the host-netd at this admin socket, or the usual one.
+    Ask(Question, Option<PathBuf>),
 }
 
 /// Everything an operator may set.
@@ -77,6 +96,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Where packets are recorded.
     pub capture: Option<PathBuf>,
+    /// Where an operator may ask.
+    pub admin: Option<PathBuf>,
     /// What may be used, before the limit of open files is looked at.
     pub limits: Limits,
     /// What happens where the kernel offers no sandbox.
@@ -90,7 +111,7 @@ impl Config {
     /// # Errors
     /// An option, file, key or value is wrong; the message is one line that names it and what is
     /// allowed.
-    pub fn from_command_line() -> anyhow::Result<Config> {
+    pub fn from_command_line() -> anyhow::Result<Task> {
         let matches = Args::command().try_get_matches();
         if let Err(error) = &matches
             && !error.use_stderr()
@@ -104,32 +125,45 @@ impl Config {
     /// names.
     ///
     /// # Errors
-    /// As [`Config::from_command_line`]; `--help` and `--version` are errors here.
+    /// As [`Config::from_command_line`]; `--help`, `--version` and questions are errors here.
     pub fn parse<I>(words: I, text: &str) -> anyhow::Result<Config>
     where
         I: IntoIterator<Item: Into<OsString> + Clone>,
     {
         let matches = Args::command().try_get_matches_from(words);
-        Config::read(matches, |path| File::parse(path, text))
+        match Config::read(matches, |path| File::parse(path, text))? {
+            Task::Serve(config) => Ok(*config),
+            Task::Ask(..) => bail!("a question is no configuration"),
+        }
     }
 
     fn read(
         matches: Result<ArgMatches, clap::Error>,
         read: impl FnOnce(&Path) -> anyhow::Result<File>,
-    ) -> anyhow::Result<Config> {
+    ) -> anyhow::Result<Task> {
         let matches = matches.map_err(|error| {
             let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default();
-            anyhow::anyhow!("{} (see --help)", line.trim_start_matches("error: "))
+            // A line that ends with a colon is about the next.
+            let message: Vec<_> = (text.lines().take(2))
+                .scan(true, |goes_on, line| {
+                    std::mem::replace(goes_on, line.ends_with(':')).then(|| line.trim())
+                })
+                .collect();
+            let message = message.join(" ");
+            anyhow::anyhow!("{} (see --help)", message.trim_start_matches("error: "))
         })?;
-        let args = Args::from_arg_matches(&matches)?;
+        let mut args = Args::from_arg_matches(&matches)?;
+        if let Some(question) = args.question.take() {
+            return Ok(Task::Ask(question, args.admin));
+        }
         let file = match &args.config {
             Some(path) => read(path)?,
             None => File::default(),
         };
         let mut rules = rules_in_order(&matches, &args)?;
         rules.iter_mut().for_each(name_the_loopback);
-        Config::merge(args, &rules, file)
+        let config = Config::merge(args, &rules, file)?;
+        Ok(Task::Serve(Box::new(config)))
     }
 
     /// `first` are the rules of the command line.
@@ -173,6 +207,7 @@ impl Config {
                 .resolv_conf
                 .unwrap_or_else(|| "/etc/resolv.conf".into()),
             capture: args.capture.or(file.capture),
+            admin: args.admin.or(file.admin),
             limits,
             sandbox: sandbox.transpose()?.unwrap_or_default(),
         };

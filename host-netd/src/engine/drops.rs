@@ -138,6 +138,11 @@ impl Traffic {
         self.packets += 1;
         self.bytes += bytes as u64;
     }
+
+    pub(crate) fn add(&mut self, other: Traffic) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
 }
 
 impl Counters {
@@ -157,15 +162,28 @@ impl Counters {
         self.drops[reason as usize]
     }
 
+    /// Adds what others counted.
+    pub(crate) fn add_all(&mut self, other: &Counters) {
+        self.from_enclave.add(other.from_enclave);
+        self.flows_opened += other.flows_opened;
+        for (own, drops) in self.drops.iter_mut().zip(other.drops) {
+            *own += drops;
+        }
+    }
+
+    /// The reasons that were met, and how often.
+    pub fn met(&self) -> impl Iterator<Item = (&'static str, u64)> + use<'_> {
+        (DropReason::ALL.iter().zip(self.drops))
+            .filter(|(_, drops)| *drops > 0)
+            .map(|(reason, drops)| (reason.name(), drops))
+    }
+
     /// The reasons that were met, as `name=count` words.
     pub fn drop_summary(&self) -> impl fmt::Display + use<'_> {
         fmt::from_fn(move |f| {
             let mut separator = "";
-            for reason in DropReason::ALL
-                .iter()
-                .filter(|reason| self.drops(**reason) > 0)
-            {
-                write!(f, "{separator}{}={}", reason.name(), self.drops(*reason))?;
+            for (name, drops) in self.met() {
+                write!(f, "{separator}{name}={drops}")?;
                 separator = " ";
             }
             if separator.is_empty() {

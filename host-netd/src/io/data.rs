@@ -21,6 +21,7 @@ use super::work::Work;
 use crate::engine::{Engine, FlowId};
 use crate::limits::{BEGINNINGS, COMMANDS, LINK_BATCH, PACKETS, ROUND};
 use crate::publish::Lent;
+use crate::record::Writer;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use netd_proto::control::{Control, Goodbye, Reason};
@@ -55,11 +56,24 @@ pub struct DataLoop {
 
 /// Why a session ended.
 #[derive(Debug)]
-pub(crate) struct Ended(pub(crate) String);
+struct Ended {
+    why: String,
+    /// The enclave said so.
+    told: bool,
+}
+
+impl Ended {
+    fn by(why: impl Into<String>) -> Ended {
+        Ended {
+            why: why.into(),
+            told: false,
+        }
+    }
+}
 
 impl DataLoop {
     /// A loop over a link whose handshake is done. `decoder` may hold frames that came behind it;
-    /// `published` are UDP sockets for ports of the enclave.
+    /// `published` are UDP sockets for ports of the enclave; `record` is where it reports to.
     ///
     /// # Errors
     /// The kernel refuses an epoll instance.
@@ -69,6 +83,7 @@ impl DataLoop {
         engine: Engine,
         services: Services,
         published: Vec<Lent>,
+        record: Writer,
         now: Instant,
     ) -> io::Result<(DataLoop, Handle)> {
         let poll = Poll::new()?;
@@ -79,7 +94,8 @@ impl DataLoop {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let waker = Arc::new(Waker::new(&registry, WAKER)?);
         let handle = Handle::new(sender, waker, Arc::clone(engine.shares()));
-        let mut work = Work::new(engine, services, registry, handle.clone());
+        record.attach(handle.clone());
+        let mut work = Work::new(engine, services, registry, handle.clone(), record);
         for lent in published {
             work.publish_udp(lent)?;
         }
@@ -103,12 +119,15 @@ impl DataLoop {
 
     /// Runs until the link ends or [`Handle::close`] asks for it.
     pub fn run(mut self) {
-        let Ended(reason) = match self.rounds() {
+        let Ended { why, told } = match self.rounds() {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
+        let figures = self.work.figures();
+        self.work.record.tell(figures);
         self.work.close();
-        self.work.report(&format!("session ended: {reason}"));
+        self.work.report(&format!("session ended: {why}"));
+        self.work.record.end(&why, told);
     }
 
     fn rounds(&mut self) -> Result<std::convert::Infallible, Ended> {
@@ -117,7 +136,7 @@ impl DataLoop {
             let timeout = self.timeout(Instant::now());
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(Ended(format!("epoll: {error}")));
+                    return Err(Ended::by(format!("epoll: {error}")));
                 }
                 _ => {}
             }
@@ -136,6 +155,7 @@ impl DataLoop {
             if let Some(goodbye) = self.work.closing() {
                 return Err(self.goodbye(goodbye.reason, goodbye.text));
             }
+            self.work.tell_figures();
             self.write_link()?;
             self.read_link(now)?;
             self.take_commands(now)?;
@@ -184,9 +204,9 @@ impl DataLoop {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(Ended("the enclave closed the link".into()));
+                return Err(Ended::by("the enclave closed the link"));
             }
-            Err(error) => return Err(Ended(format!("the link broke: {error}"))),
+            Err(error) => return Err(Ended::by(format!("the link broke: {error}"))),
         }
         self.take_frames(now)
     }
@@ -216,6 +236,14 @@ impl DataLoop {
                 self.work.act(effect, now);
                 continue;
             }
+            if self.work.record.takes(frame.kind) {
+                // Up to 4 KiB are looked at one by one, about as long as a socket takes to open.
+                beginnings -= 1;
+                if let Err(error) = self.work.record.take(frame.kind, frame.payload) {
+                    return Err(self.goodbye(Reason::Protocol, error.to_string()));
+                }
+                continue;
+            }
             match Control::decode(frame.kind, frame.payload) {
                 Ok(Control::Ping(number)) => {
                     // Without room the enclave asks again.
@@ -226,7 +254,10 @@ impl DataLoop {
                 }
                 Ok(Control::Pong(_)) => {}
                 Ok(Control::Goodbye(goodbye)) => {
-                    return Err(Ended(format!("the enclave says goodbye: {goodbye}")));
+                    let why = format!("the enclave says goodbye: {goodbye}");
+                    // The others end a link, not a run.
+                    let told = goodbye.reason == Reason::Shutdown;
+                    return Err(Ended { why, told });
                 }
                 Err(error) => return Err(self.goodbye(Reason::Protocol, error.to_string())),
             }
@@ -245,7 +276,8 @@ impl DataLoop {
             }
         };
         let written = self.link.write(queue, seen);
-        self.link_writable = written.map_err(|error| Ended(format!("the link broke: {error}")))?;
+        self.link_writable =
+            written.map_err(|error| Ended::by(format!("the link broke: {error}")))?;
         if self.work.engine.queue().has_room() {
             self.work.again.extend(self.work.stalled.drain(..));
         }
@@ -323,7 +355,7 @@ impl DataLoop {
         queue.push_control(Kind::Goodbye, &goodbye.encode());
         // A link that takes no more is closed without a word.
         let _ = self.link.write(queue, |_| {});
-        Ended(goodbye.to_string())
+        Ended::by(goodbye.to_string())
     }
 }
 
@@ -332,7 +364,9 @@ mod tests {
     use super::*;
     use crate::dns::Dns;
     use crate::engine::Limits;
+    use crate::listen::Peer;
     use crate::local::LocalAddresses;
+    use crate::record::{Facts, Records};
     use netd_proto::build::{self, EchoHeader};
     use netd_proto::frame;
     use netd_proto::handshake::{Features, Hello, Lane, Network4, Network6, SessionId};
@@ -374,7 +408,14 @@ mod tests {
         };
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let link = LinkStream::unix(ours.into());
-        let made = DataLoop::new(link, Decoder::new(), engine, services, Vec::new(), now);
+        let record = Records::new().begin(Facts {
+            peer: Peer::Unix,
+            session: hello.session,
+            features: Features::ALL,
+            addresses: (hello.v4.enclave, hello.v6.enclave),
+        });
+        let decoder = Decoder::new();
+        let made = DataLoop::new(link, decoder, engine, services, Vec::new(), record, now);
         (made.expect("an epoll instance").0, theirs)
     }
 
@@ -407,7 +448,7 @@ mod tests {
     #[tokio::test]
     async fn a_flood_is_worked_off_in_rounds_and_none_of_it_is_lost() {
         let (mut data_loop, mut theirs) = data_loop();
-        assert_eq!(rounds(&mut data_loop), []);
+        assert!(rounds(&mut data_loop).is_empty());
 
         let mut ping = vec![0; build::echo_headroom(false)];
         let echo = EchoHeader {

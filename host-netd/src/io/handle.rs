@@ -11,6 +11,7 @@ use mio::Waker;
 use netd_proto::control::Goodbye;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 
@@ -51,6 +52,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     waker: Arc<Waker>,
     closing: Arc<OnceLock<Goodbye>>,
+    figures_asked: Arc<AtomicBool>,
     shares: Arc<Shares>,
 }
 
@@ -64,6 +66,7 @@ impl Handle {
             commands,
             waker,
             closing: Arc::default(),
+            figures_asked: Arc::default(),
             shares,
         }
     }
@@ -113,6 +116,18 @@ impl Handle {
         // The first reason stands.
         let _ = self.closing.set(goodbye);
         let _ = self.waker.wake();
+    }
+
+    /// Has the loop tell figures to its record, in its next round.
+    pub(crate) fn ask_figures(&self) {
+        self.figures_asked.store(true, Ordering::Release);
+        let _ = self.waker.wake();
+    }
+
+    pub(super) fn figures_asked(&self) -> bool {
+        // The plain look is all that a round costs.
+        self.figures_asked.load(Ordering::Relaxed)
+            && self.figures_asked.swap(false, Ordering::Acquire)
     }
 
     pub(super) fn closing(&self) -> Option<&Goodbye> {

@@ -2,6 +2,7 @@
 
 use super::work::Work;
 use crate::engine::drops::DropReason;
+use crate::record::{Figures, Held};
 use crate::sparse::Sparse;
 use nix::errno::Errno;
 use std::io;
@@ -10,21 +11,19 @@ use std::sync::Arc;
 impl Work {
     /// Writes the counters to the log.
     pub(super) fn report(&mut self, what: &str) {
-        let shares = Arc::clone(self.engine.shares());
-        let (flows, to_enclave) = (self.engine.flow_count(), self.engine.to_enclave());
-        let (ring_memory, dns_queries) = (self.engine.ring_memory(), self.dns_queries);
-        let counters = self.engine.counters();
-        counters.add(DropReason::FlowLimit, shares.flows.take_refusals());
-        counters.add(DropReason::HalfOpenLimit, shares.half_open.take_refusals());
-        counters.add(DropReason::DnsLimit, shares.dns_queries.take_refusals());
+        let Figures {
+            held,
+            to_enclave,
+            counters,
+        } = self.figures();
         tracing::info!(
-            flows,
+            flows = held.flows,
             flows_opened = counters.flows_opened,
-            dials = shares.dials.used(),
-            mappings = shares.mappings.used(),
-            half_open = shares.half_open.used(),
-            dns_queries,
-            ring_memory,
+            dials = held.dials,
+            mappings = held.mappings,
+            half_open = held.half_open,
+            dns_queries = held.dns_queries,
+            ring_memory = held.ring_memory,
             packets_from_enclave = counters.from_enclave.packets,
             bytes_from_enclave = counters.from_enclave.bytes,
             packets_to_enclave = to_enclave.packets,
@@ -33,6 +32,37 @@ impl Work {
             capture_left_out = self.services.tap.as_ref().map(crate::capture::Tap::left_out),
             "{what}"
         );
+    }
+
+    /// Tells the figures to whoever asked for them. Also while the link is full: an operator asks
+    /// when something hangs.
+    pub(super) fn tell_figures(&mut self) {
+        if self.handle.figures_asked() {
+            let figures = self.figures();
+            self.record.tell(figures);
+        }
+    }
+
+    pub(super) fn figures(&mut self) -> Figures {
+        let shares = Arc::clone(self.engine.shares());
+        let held = Held {
+            flows: self.engine.flow_count(),
+            dials: shares.dials.used(),
+            mappings: shares.mappings.used(),
+            half_open: shares.half_open.used(),
+            dns_queries: self.dns_queries,
+            ring_memory: self.engine.ring_memory(),
+        };
+        let to_enclave = self.engine.to_enclave();
+        let counters = self.engine.counters();
+        counters.add(DropReason::FlowLimit, shares.flows.take_refusals());
+        counters.add(DropReason::HalfOpenLimit, shares.half_open.take_refusals());
+        counters.add(DropReason::DnsLimit, shares.dns_queries.take_refusals());
+        Figures {
+            held,
+            to_enclave,
+            counters: counters.clone(),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::engine::drops::DropReason;
 use crate::engine::{DatagramKind, DialError, DialTarget, Effect, Engine, FlowId, Outgoing};
 use crate::limits::{LEARNT_GRACE, MAX_DNS_STREAMS};
 use crate::publish::Lent;
+use crate::record::Writer;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use netd_proto::build::IcmpError;
@@ -59,7 +60,8 @@ pub(super) struct Work {
     pub(super) stalled: Vec<FlowId>,
     registry: mio::Registry,
     pub(super) services: Services,
-    handle: Handle,
+    pub(super) handle: Handle,
+    pub(super) record: Writer,
     pub(super) dns_queries: usize,
     dns_streams: Arc<Semaphore>,
     pub(super) warnings: Warnings,
@@ -72,6 +74,7 @@ impl Work {
         services: Services,
         registry: mio::Registry,
         handle: Handle,
+        record: Writer,
     ) -> Work {
         Work {
             engine,
@@ -82,6 +85,7 @@ impl Work {
             registry,
             services,
             handle,
+            record,
             dns_queries: 0,
             dns_streams: Arc::new(Semaphore::new(MAX_DNS_STREAMS)),
             warnings: Warnings::default(),
