@@ -40,7 +40,7 @@ pub use lab::{Daemons, Family, Lab, address};
 pub use machine::Machine;
 pub use parent::{FakeHost, Told};
 pub use process::{Done, Process};
-pub use rogue::{Packets, Rogue, dns_query, flag, frame};
+pub use rogue::{Packets, Rogue, dns_query, flag, frame, framed, log_frame};
 pub use servers::{Nginx, Server};
 pub use streams::{Pattern, connect, echo_compared, echo_server, serve, works_again};
 pub use tap::{Direction, Tap};

@@ -2,10 +2,12 @@
 //! and as many as it likes.
 
 use netd_proto::build::{self, EchoHeader};
+use netd_proto::control::{Goodbye, Reason};
 use netd_proto::frame::{Decoder, Kind, header};
 use netd_proto::handshake::{Features, Hello, Lane, Network4, Network6, SessionId};
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::{Packet, Transport};
+use netd_proto::report::{Exit, LogLine, Source};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
@@ -51,16 +53,24 @@ impl Rogue {
 
     /// Connects and says hello; tells what kind of frame the host answers with.
     pub fn greet(link: &Path, session: u8) -> (Rogue, Option<Kind>) {
+        Rogue::greet_with(link, session, Features::ALL)
+    }
+
+    /// The same, with these features.
+    pub fn greet_with(link: &Path, session: u8, features: Features) -> (Rogue, Option<Kind>) {
         let stream = UnixStream::connect(link).expect("host-netd listens");
         let mut rogue = Rogue {
             stream,
             writing: Arc::default(),
             decoder: Decoder::new(),
         };
-        let (hello, _) = hello(session).open();
-        let frame = [&header(Kind::Hello, hello.len())[..], &hello].concat();
+        let hello = Hello {
+            features,
+            ..hello(session)
+        };
+        let (hello, _) = hello.open();
         // It may be dismissed before it has said all.
-        let _ = rogue.stream.write_all(&frame);
+        let _ = rogue.stream.write_all(&framed(Kind::Hello, &hello));
         let answer = rogue.next(Deadline::after(WELCOME)).map(|(kind, _)| kind);
         (rogue, answer)
     }
@@ -76,6 +86,29 @@ impl Rogue {
     fn try_send(&mut self, frames: &[u8]) -> std::io::Result<()> {
         let _whole = self.writing.lock().unwrap();
         (&self.stream).write_all(frames)
+    }
+
+    /// Says a line of the enclave's log.
+    pub fn say(&mut self, source: Source, number: u64, text: &[u8]) {
+        self.send(&log_frame(source, number, text));
+    }
+
+    /// Tells how the enclave's program ended.
+    pub fn tell_exit(&mut self, exit: Exit) {
+        self.send(&framed(Kind::Exit, &exit.encode()));
+    }
+
+    /// Says goodbye in good order.
+    pub fn goodbye(&mut self) {
+        let goodbye = Goodbye::new(Reason::Shutdown, "the enclave ends");
+        self.send(&framed(Kind::Goodbye, &goodbye.encode()));
+    }
+
+    /// Waits until the host closes the link; tells whether it did within some seconds.
+    pub fn is_dismissed(&mut self, seconds: u64) -> bool {
+        let deadline = Deadline::after(seconds);
+        while self.next(deadline).is_some() {}
+        !deadline.is_over()
     }
 
     /// Sends one packet.
@@ -108,8 +141,7 @@ impl Rogue {
             if let Some(frame) = self.decoder.next().expect("frames") {
                 let (kind, payload) = (frame.kind, frame.payload.to_vec());
                 if kind == Kind::Ping {
-                    let pong = [&header(Kind::Pong, payload.len())[..], &payload].concat();
-                    self.send(&pong);
+                    self.send(&framed(Kind::Pong, &payload));
                     continue;
                 }
                 return Some((kind, payload));
@@ -205,13 +237,20 @@ fn hello(session: u8) -> Hello {
 
 /// A packet as it crosses the link.
 pub fn frame(packet: &[u8]) -> Vec<u8> {
-    let length = VnetHeader::LEN + packet.len();
-    [
-        &header(Kind::Packet, length)[..],
-        &VnetHeader::NONE.encode(),
-        packet,
-    ]
-    .concat()
+    framed(
+        Kind::Packet,
+        &[&VnetHeader::NONE.encode()[..], packet].concat(),
+    )
+}
+
+/// A line of an enclave's log as it crosses the link.
+pub fn log_frame(source: Source, number: u64, text: &[u8]) -> Vec<u8> {
+    framed(Kind::Log, &LogLine::encode(source, number, text))
+}
+
+/// Any frame.
+pub fn framed(kind: Kind, payload: &[u8]) -> Vec<u8> {
+    [&header(kind, payload.len())[..], payload].concat()
 }
 
 /// Packets of the enclave, complete with their checksums.

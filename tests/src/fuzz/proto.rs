@@ -10,6 +10,7 @@ use netd_proto::limits::{MAX_CONTROL_FRAME, MAX_GOODBYE_TEXT};
 use netd_proto::offload::VnetHeader;
 use netd_proto::packet::{Packet, Protocol, Transport};
 use netd_proto::policy::{Policy, Rule};
+use netd_proto::report::{Exit, LogLine};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The first byte says into how long pieces the stream falls, the rest is the stream: the frames
@@ -38,6 +39,29 @@ pub fn frame(input: &[u8]) {
             }
             Err(_) => {}
         }
+        report(*kind, payload);
+    }
+}
+
+/// A line is one line and stays the same when it is told again; so is an exit.
+fn report(kind: Kind, payload: &[u8]) {
+    if kind == Kind::Log
+        && let Ok(line) = LogLine::decode(payload)
+    {
+        assert!(!line.text.contains(|c: char| c.is_control() && c != '\t'));
+        let again = LogLine::encode(line.source, line.number, line.text.as_bytes());
+        let read = LogLine::decode(&again).expect("own lines are valid");
+        // What was no UTF-8 is longer now, and may be cut.
+        assert!(
+            line.text
+                .starts_with(read.text.trim_end_matches('\u{FFFD}'))
+        );
+        assert_eq!((read.source, read.number), (line.source, line.number));
+    }
+    if kind == Kind::Exit
+        && let Ok(exit) = Exit::decode(payload)
+    {
+        assert_eq!(exit.encode(), payload[..]);
     }
 }
 

@@ -4,6 +4,7 @@ use super::operations;
 use netd_proto::build::EchoHeader;
 use netd_proto::control::{Goodbye, Reason};
 use netd_proto::frame::{Kind, header};
+use netd_proto::report::{Exit, LogLine, Source};
 use netd_tests::fuzz::craft::{ACK, Ends, Offload, Segment, echo, frame, tcp, udp};
 use netd_tests::fuzz::own_hello;
 
@@ -37,7 +38,13 @@ fn frames() -> Seeds {
         framed(Kind::Goodbye, &goodbye),
     ]
     .concat();
+    let reports = [
+        framed(Kind::Log, &LogLine::encode(Source::Stderr, 7, b"a line")),
+        framed(Kind::Exit, &Exit::Signal(15).encode()),
+    ]
+    .concat();
     vec![
+        ("frame", "reports", [&[8], &reports[..]].concat()),
         ("frame", "link-bytewise", [&[0], &link[..]].concat()),
         ("frame", "link-in-17", [&[16], &link[..]].concat()),
         ("frame", "unknown-kind", vec![3, 9, 0, 0, 1, 0]),
