@@ -23,6 +23,7 @@
 mod census;
 mod dns;
 pub mod fuzz;
+mod image;
 mod lab;
 mod machine;
 pub mod packets;
@@ -36,6 +37,7 @@ mod wait;
 
 pub use census::Census;
 pub use dns::{Answer, FakeDns};
+pub use image::Image;
 pub use lab::{Daemons, Family, Lab, address};
 pub use machine::Machine;
 pub use parent::{FakeHost, Told};
