@@ -72,6 +72,8 @@ pub(crate) fn drop_in_keeper() -> Result<(), CapsError> {
 /// # Errors
 /// The kernel refused; then it must not go on.
 pub(crate) fn confine() -> anyhow::Result<()> {
+    // It would be called after its path, /proc/self/exe.
+    prctl::set_name(c"netd-carrier")?;
     prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -4,7 +4,10 @@
 //! It gets a session of its own, standard input from `/dev/null`, both outputs into pipes, no other
 //! open file, the default dispositions of signals with none blocked, and of the environment `PATH`,
 //! `HOME` and what is configured. A program of another user than root has no capability; one of root
-//! has what the kernel gives root: the enclave is its own. It dies with this process.
+//! has what the kernel gives root: the enclave is its own.
+//!
+//! With process 1 all others die. A keeper that is not process 1 and is killed takes its program with
+//! it unless that is root's: what gains capabilities by exec forgets whose death it is to follow.
 
 use crate::config::{Program, User};
 use nix::errno::Errno;
@@ -100,7 +103,7 @@ pub(crate) fn start(program: &Program) -> Result<Started, StartError> {
     let become_it = move || {
         identity.take_on()?;
         chdir(directory.as_c_str())?;
-        // A change of user forgets it, so it comes after.
+        // A change of user forgets it, too, so it comes after.
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         SigSet::empty().thread_set_mask()?;
         Ok(())
@@ -145,12 +148,12 @@ impl Identity {
     fn of(user: &User) -> Result<Identity, StartError> {
         match user {
             User::Name(name) => {
-                let entry = unistd::User::from_name(name);
-                match entry.map_err(|errno| StartError::User(name.clone(), errno))? {
-                    Some(entry) => Identity::listed(entry),
-                    // An image without any users has root all the same.
-                    None if name == "root" => Ok(Identity::bare(0, 0)),
-                    None => Err(StartError::NoUser(name.clone())),
+                match unistd::User::from_name(name) {
+                    Ok(Some(entry)) => Identity::listed(entry),
+                    // An image without any users, or without a list of them, has root all the same.
+                    Ok(None) | Err(Errno::ENOENT) if name == "root" => Ok(Identity::bare(0, 0)),
+                    Ok(None) | Err(Errno::ENOENT) => Err(StartError::NoUser(name.clone())),
+                    Err(errno) => Err(StartError::User(name.clone(), errno)),
                 }
             }
             User::Ids {
@@ -171,9 +174,12 @@ impl Identity {
     }
 
     fn listed(entry: unistd::User) -> Result<Identity, StartError> {
-        let groups = c_name(&entry.name)
-            .and_then(|name| getgrouplist(&name, entry.gid))
-            .map_err(|errno| StartError::User(entry.name, errno))?;
+        let groups = match c_name(&entry.name).and_then(|name| getgrouplist(&name, entry.gid)) {
+            Ok(groups) => groups,
+            // There is no list of groups.
+            Err(Errno::ENOENT) => vec![entry.gid],
+            Err(errno) => return Err(StartError::User(entry.name, errno)),
+        };
         Ok(Identity {
             uid: entry.uid,
             gid: entry.gid,
