@@ -78,7 +78,6 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         ..config.limits
     };
     let listeners = listeners(&config)?;
-    let admin = Admin::bind(config.admin.as_deref())?;
     let capture = match &config.capture {
         Some(path) => Some(
             File::create(path)
@@ -86,6 +85,7 @@ async fn serve(config: Config, log: &Log) -> anyhow::Result<()> {
         ),
         None => None,
     };
+    let admin = Admin::bind(config.admin.as_deref())?;
     // Everything is open, no thread runs yet, and nothing has come from an enclave.
     let sockets = listeners.iter().filter_map(Listener::socket);
     let sockets = sockets.chain(admin.iter().map(Admin::path));
