@@ -255,6 +255,28 @@ fn rules_of_a_table_are_for_its_enclave_and_come_before_those_for_all() {
     }
 }
 
+#[test]
+fn an_enclave_does_not_reach_what_another_publishes() {
+    let lab = Lab::new();
+    let other = lab.machine("other");
+    let open = "'allow tcp 192.0.2.1:8017', 'allow tcp [2001:db8:1::1]:8017'";
+    let _host = start_host(&lab, "", &[(16, ""), (17, ""), (18, open)]);
+    let first = Tenant::start(&lab, &lab.enclave, 16, socket(&lab, 16));
+    let second = Tenant::start(&lab, &other, 17, socket(&lab, 17));
+    let third = lab.machine("third");
+    let _third = daemon(&lab, &third, &socket(&lab, 18));
+    for (family, forbidden) in [(Family::V4, EHOSTUNREACH), (Family::V6, EACCES)] {
+        let at = family.at(address::PARENT, second.port);
+        let error = connect(first.machine, at, 5).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(forbidden), "{at}: {error}");
+        // Unless the operator says so.
+        let mut told = String::new();
+        let mut stream = connect(&third, at, 5).unwrap();
+        stream.read_to_string(&mut told).unwrap();
+        assert_eq!(told, second.name(), "{at}");
+    }
+}
+
 /// The most specific wins in both directions: an enclave with a table is not "the one that came
 /// last", and one without gets nothing of a table.
 #[test]
