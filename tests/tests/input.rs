@@ -195,6 +195,15 @@ fn host_netd_refuses_wrong_input() {
         ("max_flows = 0", &["max_flows", "0"]),
         ("ring_memory_mib = 1", &["ring_memory_mib", "1"]),
         ("cids = []", &["cids"]),
+        (
+            "[[enclave]]\ncid = 16\npublish = ['7000']\n[[enclave]]\ncid = 17\npublish = ['7000:80']",
+            &["cid = 16", "cid = 17", "7000:7000/tcp", "7000:80/tcp"],
+        ),
+        (
+            "[[enclave]]\ncid = 16\n[[enclave]]\ncid = 16",
+            &["two", "cid = 16"],
+        ),
+        ("[[enclave]]\ncid = 2", &["cid = 2", "above 3"]),
         ("this is no toml", &["line 1"]),
     ] {
         let config = lab.config(text);
