@@ -40,7 +40,7 @@ fn programs_find_the_file_systems_they_expect() {
     let _host = lab.start_host(&[]);
     let image = Image::new(&lab, "image");
     image.write("rootfs/marker", "the program's root\n").runs(
-        "cat /proc/self/mountinfo /marker /run/before; \
+        "cat /proc/self/mountinfo /marker /run/earlier; \
              for old in /init /enclave.toml; do [ ! -e $old ] || echo old root: $old; done; \
              echo shared > /dev/shm/x && echo out >> /dev/stdout; \
              echo ptmx: $(stat -c %a /dev/pts/ptmx)",
@@ -69,7 +69,7 @@ fn programs_find_the_file_systems_they_expect() {
     assert!(log.contains("\nout\n"), "{log}");
     assert!(log.contains("ptmx: 666"), "{log}");
     // What was mounted before is there, once.
-    assert!(log.contains("before"), "{log}");
+    assert!(log.contains("mounted before"), "{log}");
     assert_eq!(mounted(&log, "/run").len(), 1, "{log}");
 }
 
