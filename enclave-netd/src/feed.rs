@@ -11,6 +11,7 @@
 use crate::datapath::Datapath;
 use crate::init::channel::{CarrierEnd, ChannelError, Generation, Notice, Order};
 use crate::limits::FEED_BUDGET;
+use netd_proto::report::Exit;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -22,6 +23,15 @@ pub(crate) struct Feed {
     generation: Generation,
     /// Whether what comes is for the link there is.
     is_current: bool,
+}
+
+/// What the keeper wants now.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    Line(Vec<u8>),
+    Exit(Exit),
+    Report,
+    Stop,
 }
 
 /// How the loop goes on.
@@ -100,23 +110,89 @@ impl Feed {
                 Err(ChannelError::Closed) => return Ok(Next::Stop),
                 Err(error) => return Err(io::Error::other(error)),
             };
-            match order {
-                Order::Replay(generation) => self.is_current = generation == self.generation,
-                Order::Line(line) if self.is_current => self.held = Some(line),
-                Order::Exit(exit) if self.is_current => datapath.conclude(exit),
-                Order::Line(_) | Order::Exit(_) => {}
-                Order::Report => datapath.report(),
-                Order::Stop => return Ok(Next::Stop),
-                Order::Config(_) | Order::Begin(_) => {
-                    return Err(io::Error::other("the keeper began twice"));
-                }
+            match self.sift(order)? {
+                None => {}
+                Some(Word::Line(line)) => self.held = Some(line),
+                Some(Word::Exit(exit)) => datapath.conclude(exit),
+                Some(Word::Report) => datapath.report(),
+                Some(Word::Stop) => return Ok(Next::Stop),
             }
         }
+    }
+
+    /// What an order is for the link there is, if anything.
+    fn sift(&mut self, order: Order) -> io::Result<Option<Word>> {
+        Ok(match order {
+            Order::Replay(generation) => {
+                self.is_current = generation == self.generation;
+                None
+            }
+            Order::Line(line) => self.is_current.then_some(Word::Line(line)),
+            Order::Exit(exit) => self.is_current.then_some(Word::Exit(exit)),
+            Order::Report => Some(Word::Report),
+            Order::Stop => Some(Word::Stop),
+            Order::Config(_) | Order::Begin(_) => {
+                return Err(io::Error::other("the keeper began twice"));
+            }
+        })
     }
 }
 
 impl AsRawFd for Feed {
     fn as_raw_fd(&self) -> RawFd {
         self.channel.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::channel;
+    use netd_proto::handshake::SessionId;
+
+    #[test]
+    fn what_was_on_its_way_for_an_earlier_link_is_left_out() {
+        let (mut keeper, carrier) = channel::pair().expect("a pair");
+        let mut feed = Feed::new(CarrierEnd::new(carrier));
+        let line = |n: u8| Order::Line(vec![n]);
+        let passed = |feed: &mut Feed, order| feed.sift(order).expect("allowed");
+        assert_eq!(passed(&mut feed, line(0)), None, "there is no link");
+
+        feed.linked(true).expect("told");
+        let Ok(Some(Notice::Linked {
+            generation,
+            takes_log: true,
+        })) = keeper.next()
+        else {
+            panic!("not told");
+        };
+        assert_eq!(passed(&mut feed, line(1)), None, "not for this link");
+        assert_eq!(passed(&mut feed, Order::Replay(generation)), None);
+        assert_eq!(passed(&mut feed, line(2)), Some(Word::Line(vec![2])));
+
+        feed.lost().expect("told");
+        assert!(matches!(keeper.next(), Ok(Some(Notice::Lost))));
+        feed.linked(false).expect("told");
+        let Ok(Some(Notice::Linked {
+            generation: second,
+            takes_log: false,
+        })) = keeper.next()
+        else {
+            panic!("not told");
+        };
+        // What the keeper said before it knew.
+        for late in [
+            line(3),
+            Order::Exit(Exit::Status(0)),
+            Order::Replay(generation),
+            line(4),
+        ] {
+            assert_eq!(passed(&mut feed, late), None);
+        }
+        assert_eq!(passed(&mut feed, Order::Replay(second)), None);
+        assert_eq!(passed(&mut feed, line(5)), Some(Word::Line(vec![5])));
+        let exit = Exit::Status(7);
+        assert_eq!(passed(&mut feed, Order::Exit(exit)), Some(Word::Exit(exit)));
+        assert!(feed.sift(Order::Begin(SessionId([0; 16]))).is_err());
     }
 }

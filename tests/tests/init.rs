@@ -6,10 +6,16 @@ use netd_proto::handshake::Features;
 use netd_proto::report::{Exit, Source};
 use netd_tests::{FakeHost, Lab, Process, until};
 use nix::sys::signal::Signal;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+fn configure(lab: &Lab, config: &str) -> String {
+    lab.config(&format!("parent = '{}'\n{config}", lab.link_address()))
+}
 
 /// Starts init with a program's configuration, towards the lab's link.
 fn spawn(lab: &Lab, config: &str) -> Process {
-    let config = lab.config(&format!("parent = '{}'\n{config}", lab.link_address()));
+    let config = configure(lab, config);
     let binary = lab.binary("enclave-netd");
     lab.enclave.spawn(&binary, &["init", "--config", &config])
 }
@@ -133,7 +139,13 @@ print("masks", status["SigBlk"].strip(), hex(int(status["SigIgn"], 16) & 0x7ffff
         "[program]\ncommand = ['/usr/bin/python3', '-I', '-c', '''{look}''']\nuser = 'www-data'\n\
          directory = '/usr/share'\nenvironment = {{ PORT = '443', HOME = '/over/there' }}\n"
     );
-    let mut init = spawn(&lab, &config);
+    // What whoever starts init has open is not the program's.
+    let config = configure(&lab, &config);
+    let line = format!(
+        "exec {} init --config {config} 7</dev/null",
+        lab.binary("enclave-netd")
+    );
+    let mut init = lab.enclave.spawn("bash", &["-c", &line]);
     assert_eq!(init.wait(20).code(), Some(0), "{}", init.log());
 
     let told = host.wait_exit(5);
@@ -319,4 +331,28 @@ fn what_is_wrong_is_said_at_once() {
 
     let done = lab.enclave.run(&binary, &["carrier"]);
     assert_eq!(done.code(), 1);
+}
+
+#[test]
+fn host_netd_tells_the_lines_and_the_exit_status() {
+    let lab = Lab::new();
+    let admin = lab.link().with_file_name("admin.sock");
+    let admin = admin.to_str().unwrap();
+    let _host = lab.start_host(&["--admin", admin]);
+    // The carrier is no user that host-netd knows.
+    fs::set_permissions(lab.link(), Permissions::from_mode(0o777)).unwrap();
+    let mut init = spawn_shell(&lab, "echo one; echo two >&2; exit 7");
+    assert_eq!(init.wait(20).code(), Some(7), "{}", init.log());
+    assert!(!init.log().contains("could not be told"), "{}", init.log());
+
+    let host_netd = lab.binary("host-netd");
+    let ask = |question: &str| {
+        lab.parent
+            .run(&host_netd, &[question, "unix", "--admin", admin])
+    };
+    let logs = ask("logs").ok();
+    for line in [" stdout one\n", " stderr two\n", "program ended"] {
+        assert!(logs.contains(line), "{line}: {logs}");
+    }
+    assert_eq!(ask("wait").code(), 7);
 }
