@@ -55,6 +55,12 @@ struct Cli {
 enum Mode {
     /// Be the first process of an enclave: bring everything up and run the configuration's program.
     Init(init::Options),
+    /// Say whether a configuration would do for init, and do nothing else.
+    Check {
+        /// Configuration file (TOML) with the program to run.
+        #[arg(value_name = "FILE", default_value = init::CONFIG)]
+        config: PathBuf,
+    },
     /// Carry packets for init, which starts this.
     #[command(hide = true)]
     Carrier,
@@ -72,8 +78,20 @@ pub fn main() -> ExitCode {
     };
     match &cli.mode {
         Some(Mode::Init(options)) => init::main(options),
+        Some(Mode::Check { config }) => check(config),
         Some(Mode::Carrier) => init::carrier::main(),
         None => run_plain(cli),
+    }
+}
+
+/// For whoever builds an image: in an enclave nobody may be there to read what is wrong with it.
+fn check(path: &Path) -> ExitCode {
+    let checked = Config::read(path)
+        .and_then(|text| Config::parse(&text))
+        .and_then(|config| config.program().map(drop));
+    match checked {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(USAGE, &format!("configuration {}: {error}", path.display())),
     }
 }
 

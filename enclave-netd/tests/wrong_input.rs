@@ -41,6 +41,35 @@ fn wrong_command_lines_are_told_in_one_line() {
 }
 
 #[test]
+fn an_images_configuration_is_checked_without_being_used() {
+    in_enclave(|enclave| {
+        let path = enclave.path("enclave.toml");
+        let check = ["check", &path.display().to_string()];
+        let good = "rules = ['allow tcp *:443']\n[program]\ncommand = ['/bin/x']\n";
+        for (text, part) in [
+            (good.replace("allow", "alow"), "alow tcp *:443"),
+            (good.replace("tcp", "tcq"), "rules"),
+            (good.replace("[program]", "[programme]"), "programme"),
+            (format!("{good}user = ''"), "program.user"),
+            ("publish = ['443']".to_owned(), "program"),
+        ] {
+            fs::write(&path, &text).expect("written");
+            let (error, status) = enclave.fails(&check);
+            assert!(
+                error.contains(part) && error.contains(check[1]),
+                "{text}: {error}"
+            );
+            assert_eq!(status, 2, "{error}");
+        }
+        fs::write(&path, good).expect("written");
+        let mut daemon = Daemon::start(&check);
+        assert!(daemon.wait().success());
+        assert!(daemon.lines().is_empty(), "{:?}", daemon.lines());
+        clean(&enclave);
+    });
+}
+
+#[test]
 fn wrong_configurations_are_told_in_one_line() {
     in_enclave(|enclave| {
         for (text, part) in [

@@ -67,3 +67,19 @@ def load(path: Path) -> bytes:
     if 3 in kinds:
         raise Wrong(f"{path} is linked dynamically, and an enclave has no libraries when it starts: build it for {TARGET}")
     return data
+
+
+def check(program: Path, config: Path) -> list[str]:
+    """Whether enclave-netd takes the configuration; in an enclave nobody may see its complaint.
+
+    Returns a note if the program cannot be run on this machine.
+    """
+    try:
+        result = subprocess.run([program.absolute(), "check", config], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return [f"{program} cannot be run here ({error.strerror}): of {config} only [program] is checked"]
+    if result.returncode:
+        said = result.stderr.strip().splitlines()
+        reason = said[-1].removeprefix("enclave-netd: ") if said else f"{program} check ended with {result.returncode}"
+        raise Wrong(reason)
+    return []

@@ -99,6 +99,7 @@ def enclave_netd(arguments: argparse.Namespace) -> bytes:
     data = binary.load(path)
     if len(data) > EXPECTED_BINARY:
         print(f"build-enclave: {path} has {size(len(data))}; is it stripped?", file=sys.stderr)
+    print_notes(binary.check(path, arguments.config))
     return data
 
 
@@ -107,7 +108,7 @@ def make_docker_build(arguments: argparse.Namespace) -> None:
     tree = image.root_file_system(arguments.rootfs)
     program.check(arguments.config, wanted, tree)
     docker.write(arguments.dockerfile, tree, config, enclave_netd(arguments))
-    print_notes(tree)
+    print_notes(tree.notes)
     print(f"docker build -t enclave {arguments.dockerfile}")
     print("nitro-cli build-enclave --docker-uri enclave --output-file enclave.eif")
 
@@ -155,7 +156,7 @@ def make_image(arguments: argparse.Namespace) -> None:
         values = eif.write(image_file, image.sections(given, metadata, ramdisks)).values()
         pcr_file.write((json.dumps(values, indent=2) + "\n").encode())
         total = image_file.seek(0, os.SEEK_END)
-    print_notes(tree)
+    print_notes(tree.notes)
     print(f"{output}: {size(total)}: kernel {given.version} {size(len(given.image))},", end=" ")
     print(f"boot {size(ramdisks[0].size)}, application {size(ramdisks[1].size)};", end=" ")
     print(f"without the kernel {size(total - len(given.image))}; enclave-netd {size(len(init))} unpacked")
@@ -163,8 +164,8 @@ def make_image(arguments: argparse.Namespace) -> None:
     print_json(values)
 
 
-def print_notes(tree: image.Tree) -> None:
-    for note in tree.notes:
+def print_notes(notes: list[str]) -> None:
+    for note in notes:
         print(f"build-enclave: {note}", file=sys.stderr)
 
 

@@ -37,13 +37,27 @@ def kernel() -> bytes:
     return bytes(image)
 
 
-def elf(loader: bytes | None = None, machine: int = 62) -> bytes:
-    """The header of a program, static unless it asks for a loader."""
-    count = 1 if loader else 0
-    head = struct.pack("<4sBBB9xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 2, machine, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0)
+def elf(loader: bytes | None = None, machine: int = 62, complaint: bytes = b"") -> bytes:
+    """A program that ends well or, with a complaint, prints it and ends with 2; static without a loader."""
+    count = 2 if loader else 1
+    entry = 64 + 56 * count
+    code = b""
+    if complaint:
+        # write(2, the text behind the code, its length)
+        code += b"\xbf" + struct.pack("<I", 2) + b"\x48\x8d\x35" + struct.pack("<i", 24)
+        code += b"\xba" + struct.pack("<I", len(complaint)) + b"\xb8" + struct.pack("<I", 1) + b"\x0f\x05"
+    # exit
+    code += b"\xbf" + struct.pack("<I", 2 if complaint else 0) + b"\xb8" + struct.pack("<I", 60) + b"\x0f\x05"
+    data = code + complaint
+    base = 0x400000
+    size = max(256, entry + len(data))
+    head = struct.pack("<4sBBB9xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 2, machine, 1, base + entry, 64, 0, 0, 64, 56, count, 0, 0, 0)
+    head += struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000)
     if loader:
-        head += struct.pack("<IIQQQQQQ", 3, 4, 120, 0, 0, len(loader) + 1, 0, 1) + loader
-    return head.ljust(256, b"\0")
+        at = entry + len(data)
+        head += struct.pack("<IIQQQQQQ", 3, 4, at, base + at, base + at, len(loader) + 1, len(loader) + 1, 1)
+        data += loader
+    return (head + data).ljust(256, b"\0")
 
 
 def openssl_sha384(data: bytes) -> bytes:
@@ -111,6 +125,7 @@ class Bench(unittest.TestCase):
         (place / "out").mkdir()
         (place / "vmlinuz").write_bytes(kernel())
         (place / "init").write_bytes(elf())
+        (place / "init").chmod(0o755)
         (place / "enclave.toml").write_text(CONFIG)
         (place / "modules").mkdir()
         for name in ("tun.ko", "nsm.ko"):

@@ -171,6 +171,18 @@ class Parts(Bench):
         init.unlink()
         self.refuses_build("cannot read")
 
+    def test_what_enclave_netd_says_of_the_configuration(self) -> None:
+        init = self.place / "init"
+        init.write_bytes(elf(complaint=b"enclave-netd: configuration x: rules = nonsense\n"))
+        self.refuses_build("build-enclave: configuration x: rules = nonsense")
+        self.refuses("rules = nonsense", *self.options(), "--dockerfile", self.out / "d", self.root, self.place / "enclave.toml")
+        init.write_bytes(elf())
+        self.build()
+        self.assertEqual(self.notes, "")
+        init.chmod(0o644)
+        self.build()
+        self.assertIn("cannot be run here (Permission denied): of", self.notes)
+
     def test_without_the_musl_target(self) -> None:
         tools = self.place / "tools"
         tools.mkdir()
