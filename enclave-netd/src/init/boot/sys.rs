@@ -43,8 +43,11 @@ mod ioctl {
 
 // Numbers of 32 bits, in a c_int of musl and a c_ulong of glibc.
 const _: () = {
-    assert!(nix::request_code_readwrite!(0x0a, 0, size_of::<NsmMessage>()) as u32 == 0xc020_0a00);
-    assert!(nix::request_code_write!(b'R', 0x03, 8) as u32 == 0x4008_5203);
+    use nix::sys::ioctl::ioctl_num_type as Number;
+    const NSM: u32 = 0xc020_0a00;
+    const ADD_ENTROPY: u32 = 0x4008_5203;
+    assert!(nix::request_code_readwrite!(0x0a, 0, size_of::<NsmMessage>()) == NSM as Number);
+    assert!(nix::request_code_write!(b'R', 0x03, 8) == ADD_ENTROPY as Number);
 };
 
 /// Puts a request to the NSM, and tells how long its response is.
