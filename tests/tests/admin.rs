@@ -115,6 +115,7 @@ fn shown(text: &str) -> Vec<String> {
 fn status_tells_what_a_session_does_and_did() {
     const FLOWS: usize = 5;
     let lab = Lab::new();
+    let _unbound = lab.unbound();
     let mut daemons = up(&lab);
     let echo = echo_server(&lab.internet, Family::V4.at(address::SERVER, 7));
     let before = newest_when(&lab, "it is there", |e| e["connected"] == true);
@@ -140,6 +141,7 @@ fn status_tells_what_a_session_does_and_did() {
             stream
         })
         .collect();
+    lab.enclave.run("dig", &["web.lab.example"]).ok();
     // The parent's own address is closed.
     let refused = connect(&lab.enclave, Family::V4.at(address::PARENT, 9), 5);
     assert!(refused.is_err());
@@ -151,6 +153,10 @@ fn status_tells_what_a_session_does_and_did() {
     assert_eq!(figures["late"], false);
     assert!(figures["age_ms"].as_u64().unwrap() < 10_000, "{figures}");
     assert_eq!(figures["flows_opened"], FLOWS);
+    assert_eq!(
+        (&figures["dns_asked"], &figures["dns_queries"]),
+        (&json!(1), &json!(0))
+    );
     for direction in ["from_enclave", "to_enclave"] {
         let bytes = figures[direction]["bytes"].as_u64().unwrap();
         let payload = (FLOWS * MIB) as u64;

@@ -6,7 +6,7 @@ use super::show;
 use super::time::written;
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -178,7 +178,7 @@ fn show_status(answers: &mut Answers, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn show_logs(answers: &mut Answers) -> anyhow::Result<ExitCode> {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = BufWriter::new(io::stdout().lock());
     loop {
         let answer = answers.next()?;
         if let Some(Line {
@@ -196,6 +196,7 @@ fn show_logs(answers: &mut Answers) -> anyhow::Result<ExitCode> {
                 let text = format!("the enclave has ended: {why}");
                 writeln!(stdout, "{} {OWN:<6} {text}", written(SystemTime::now()))?;
             }
+            stdout.flush()?;
             return Ok(ExitCode::SUCCESS);
         }
         // A line at a time for whoever waits for it, all at once otherwise.

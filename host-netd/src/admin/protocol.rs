@@ -230,6 +230,8 @@ pub struct Figures {
     pub half_open: usize,
     /// DNS queries that are not answered.
     pub dns_queries: usize,
+    /// DNS queries over UDP.
+    pub dns_asked: u64,
     /// Bytes of buffers in use.
     pub ring_memory: usize,
     /// What came from the enclave.

@@ -92,6 +92,7 @@ fn figures_of(figures: &record::Figures) -> Figures {
         held,
         to_enclave,
         counters,
+        dns_asked,
     } = figures;
     let traffic = |traffic: drops::Traffic| Traffic {
         packets: traffic.packets,
@@ -104,6 +105,7 @@ fn figures_of(figures: &record::Figures) -> Figures {
         mappings: held.mappings,
         half_open: held.half_open,
         dns_queries: held.dns_queries,
+        dns_asked: *dns_asked,
         ring_memory: held.ring_memory,
         from_enclave: traffic(counters.from_enclave),
         to_enclave: traffic(*to_enclave),

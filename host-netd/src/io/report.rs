@@ -15,6 +15,7 @@ impl Work {
             held,
             to_enclave,
             counters,
+            dns_asked,
         } = self.figures();
         tracing::info!(
             flows = held.flows,
@@ -23,6 +24,7 @@ impl Work {
             mappings = held.mappings,
             half_open = held.half_open,
             dns_queries = held.dns_queries,
+            dns_asked,
             ring_memory = held.ring_memory,
             packets_from_enclave = counters.from_enclave.packets,
             bytes_from_enclave = counters.from_enclave.bytes,
@@ -62,6 +64,7 @@ impl Work {
             held,
             to_enclave,
             counters: counters.clone(),
+            dns_asked: self.dns_asked,
         }
     }
 }

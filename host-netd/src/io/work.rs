@@ -63,6 +63,7 @@ pub(super) struct Work {
     pub(super) handle: Handle,
     pub(super) record: Writer,
     pub(super) dns_queries: usize,
+    pub(super) dns_asked: u64,
     dns_streams: Arc<Semaphore>,
     pub(super) warnings: Warnings,
     scratch: Vec<u8>,
@@ -87,6 +88,7 @@ impl Work {
             handle,
             record,
             dns_queries: 0,
+            dns_asked: 0,
             dns_streams: Arc::new(Semaphore::new(MAX_DNS_STREAMS)),
             warnings: Warnings::default(),
             scratch: Vec::new(),
@@ -437,6 +439,7 @@ impl Work {
     }
 
     fn dns_query(&mut self, client: SocketAddr, gateway: SocketAddr, query: &[u8], now: Instant) {
+        self.dns_asked += 1;
         if self.dns_queries >= self.engine.shares().dns_queries.most() {
             self.engine.limit_reached(DropReason::DnsLimit, now);
             if let Some(answer) = dns::overloaded(query) {

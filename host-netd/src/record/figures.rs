@@ -11,6 +11,8 @@ pub struct Figures {
     pub to_enclave: Traffic,
     /// What came from the enclave, and what was dropped.
     pub counters: Counters,
+    /// DNS queries over UDP.
+    pub dns_asked: u64,
 }
 
 /// What a session holds at the moment.
@@ -35,6 +37,7 @@ impl Figures {
     pub(super) fn after(mut self, before: &Figures) -> Figures {
         self.to_enclave.add(before.to_enclave);
         self.counters.add_all(&before.counters);
+        self.dns_asked += before.dns_asked;
         self
     }
 
