@@ -3,7 +3,6 @@
 use crate::lab::{Lab, servers_dir};
 use crate::process::Process;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The files that a kernel would unpack.
@@ -49,10 +48,6 @@ impl Image {
     /// Boots it in the lab's enclave. The process is the one outside that waits for process 1, and
     /// that ends as it does. It cannot set the clock, which is everybody's.
     pub fn boot(&self, lab: &Lab) -> Process {
-        if lab.link().exists() {
-            // What connects in the enclave is neither root nor host-netd's user.
-            fs::set_permissions(lab.link(), fs::Permissions::from_mode(0o777)).unwrap();
-        }
         let script = servers_dir().join("boot-image");
         let paths = [&script, &self.dir, &lab.dir().join("link")];
         let [script, image, link] = paths.map(|path| path.to_str().unwrap());

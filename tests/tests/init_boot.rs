@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use netd_tests::{Image, Lab};
+use netd_tests::{Image, Lab, Process};
 use nix::sys::signal::Signal;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
@@ -12,6 +12,14 @@ use std::process::ExitStatus;
 
 /// How long an enclave may take from its boot to its end, in seconds.
 const RUN: u64 = 40;
+
+/// A lab with host-netd, which anybody may connect to.
+fn lab_with_host() -> (Lab, Process) {
+    let lab = Lab::new();
+    let host = lab.start_host(&[]);
+    lab.open_link();
+    (lab, host)
+}
 
 /// Boots an image and waits for its end. What it wrote, and how it ended.
 fn run(lab: &Lab, image: &Image) -> (String, ExitStatus) {
@@ -36,8 +44,7 @@ fn mounted<'a>(log: &'a str, at: &str) -> Vec<&'a str> {
 
 #[test]
 fn programs_find_the_file_systems_they_expect() {
-    let lab = Lab::new();
-    let _host = lab.start_host(&[]);
+    let (lab, _host) = lab_with_host();
     let image = Image::new(&lab, "image");
     image.write("rootfs/marker", "the program's root\n").runs(
         "cat /proc/self/mountinfo /marker /run/earlier; \
@@ -75,8 +82,7 @@ fn programs_find_the_file_systems_they_expect() {
 
 #[test]
 fn what_a_kernel_has_and_lacks_is_told() {
-    let lab = Lab::new();
-    let _host = lab.start_host(&[]);
+    let (lab, _host) = lab_with_host();
     let image = Image::new(&lab, "image");
     image
         .write(
@@ -119,8 +125,7 @@ fn what_a_kernel_has_and_lacks_is_told() {
 
 #[test]
 fn the_end_of_the_program_is_the_end_of_all() {
-    let lab = Lab::new();
-    let _host = lab.start_host(&[]);
+    let (lab, _host) = lab_with_host();
     let image = Image::new(&lab, "image");
     // Two daemons that outlive the program: one that heeds SIGTERM, and one that does not.
     image.runs(
@@ -137,8 +142,7 @@ fn the_end_of_the_program_is_the_end_of_all() {
 
 #[test]
 fn orphans_are_waited_for() {
-    let lab = Lab::new();
-    let _host = lab.start_host(&[]);
+    let (lab, _host) = lab_with_host();
     let image = Image::new(&lab, "image");
     image.runs(
         "for i in 1 2 3; do (sleep 0.1 & ); done; \
@@ -149,6 +153,28 @@ fn orphans_are_waited_for() {
     assert!(log.contains("over"), "{log}");
     assert!(log.contains("ps S"), "ps works: {log}");
     assert!(!log.contains("ps Z"), "a zombie: {log}");
+}
+
+#[test]
+fn under_another_init_the_kernel_is_looked_at_and_nothing_changed() {
+    let (lab, _host) = lab_with_host();
+    let parent = lab.link_address();
+    let config = format!(
+        "parent = '{parent}'\n[program]\ncommand = ['sed', 's/^/in the program: /', '/proc/mounts']\n"
+    );
+    let arguments = ["init", "--config", &lab.config(&config)];
+    let before = lab.enclave.run("cat", &["/proc/mounts"]).ok();
+    let mut init = lab.enclave.spawn(&lab.binary("enclave-netd"), &arguments);
+    assert!(init.wait(RUN).success(), "{}", init.log());
+    let log = init.log();
+    assert!(log.contains("kernel probed"), "{log}");
+    for clock in ["the clock is watched", "the clock follows"] {
+        assert!(!log.contains(clock), "the other's: {log}");
+    }
+    let after = log
+        .lines()
+        .filter(|line| line.starts_with("in the program: "));
+    assert_eq!(after.count(), before.lines().count(), "{before}{log}");
 }
 
 #[test]

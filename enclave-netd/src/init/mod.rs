@@ -9,7 +9,8 @@
 //!
 //! The order of things:
 //!
-//! 1. As process 1: file systems, modules, entropy ([`boot::bring_up`]).
+//! 1. As process 1: file systems, modules, entropy ([`boot::bring_up`]). Otherwise only a look at
+//!    what there is.
 //! 2. Log and signals; the configuration is read, while the boot image's root is there.
 //! 3. As process 1: a heartbeat to the parent; the program's root becomes the root, if the image has
 //!    one; the clock.
@@ -113,7 +114,10 @@ fn complain(message: &str) {
 }
 
 fn bring_up(options: &Options, started: Instant) -> u8 {
-    let booted = boot::is_process_one().then(boot::bring_up);
+    let booted = match boot::is_process_one() {
+        true => boot::bring_up(),
+        false => Ok(boot::survey()),
+    };
     let begun = OwnLines::new()
         .and_then(|(own, tee)| Ok((own, daemon::start_teed_log(options.log.as_deref(), tee)?)));
     let (own, log) = match begun {
@@ -123,8 +127,8 @@ fn bring_up(options: &Options, started: Instant) -> u8 {
             return daemon::USAGE;
         }
     };
-    let ended = booted.transpose().and_then(|booted| {
-        booted.iter().for_each(boot::Booted::tell);
+    let ended = booted.and_then(|booted| {
+        booted.tell();
         set_up_and_run(options, &log, own, started)
     });
     match ended {

@@ -62,8 +62,8 @@ impl Features {
             ptp: probe(
                 PTP,
                 there(PTP),
-                "the clock runs by itself, some seconds a week off, and is only watched for jumps; \
-                 it needs CONFIG_PTP_1588_CLOCK_KVM",
+                "the clock runs by itself, some seconds a week off; it needs \
+                 CONFIG_PTP_1588_CLOCK_KVM",
             ),
             cgroup: cgroup(),
         }

@@ -79,6 +79,17 @@ pub(crate) fn bring_up() -> Result<Booted> {
     })
 }
 
+/// Looks what is there and changes nothing: for who runs under another init.
+pub(crate) fn survey() -> Booted {
+    let mut lacks = Vec::new();
+    Booted {
+        features: Features::probe(&mut lacks),
+        modules: Vec::new(),
+        entropy_bits: None,
+        lacks,
+    }
+}
+
 impl Booted {
     /// Logs it: a line for what is there, and a warning for each thing that is not.
     pub(crate) fn tell(&self) {
