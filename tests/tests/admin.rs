@@ -818,3 +818,43 @@ fn an_enclaves_program_is_seen_from_its_first_line_to_its_end() {
     let gone = newest_when(&lab, "it is gone", |e| e["connected"] == false);
     assert_eq!(gone["exit"]["status"], 7);
 }
+
+#[test]
+fn an_enclave_with_a_table_is_known_by_its_cid_and_its_next_run_ends_the_one_before() {
+    let lab = Lab::new();
+    let own = lab.link().with_file_name("16.sock");
+    let config = lab.config(&format!(
+        "admin = '{}'\n[[enclave]]\ncid = 16\nlisten = 'unix:{}'\n",
+        socket(&lab).display(),
+        own.display()
+    ));
+    let mut host = lab.start_host(&["--config", &config]);
+    host.wait_log("listening for one enclave", 10);
+    let mut first = Rogue::connect(&own, 1);
+    first.say(Source::Stdout, 0, b"of the first run");
+    let told = newest_when(&lab, "a line", |e| e["log"]["next"] == 1);
+    assert_eq!(told["cid"], 16);
+    let mut waiting = asking(&lab, &["wait", "16"]);
+    let mut following = asking(&lab, &["logs", "16", "--follow"]);
+    following.wait_log("of the first run", 10);
+
+    let mut second = Rogue::connect(&own, 2);
+    second.say(Source::Stdout, 0, b"of the second run");
+
+    assert_eq!(waiting.wait(20).code(), Some(1));
+    assert!(waiting.log().contains("took over"), "{}", waiting.log());
+    assert!(following.wait(20).success());
+    newest_when(&lab, "a line", |e| e["log"]["next"] == 1);
+    let logs = |arguments: &[&str]| shown(&ask(&lab, arguments).ok());
+    assert_eq!(logs(&["logs", "16"]), ["stdout of the second run"]);
+    let former = ["logs", "16", "--session", "01010101"];
+    assert_eq!(logs(&former), ["stdout of the first run"]);
+    let states: Vec<_> = (enclaves(&lab).iter())
+        .map(|e| (e["session"].clone(), e["connected"].clone()))
+        .collect();
+    let expected = [
+        (json!("02020202"), json!(true)),
+        (json!("01010101"), json!(false)),
+    ];
+    assert_eq!(states, expected);
+}
