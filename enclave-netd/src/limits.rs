@@ -199,6 +199,11 @@ pub(crate) const CARRIER_MESSAGES: usize = 16;
 /// Bytes of configuration in one message to the carrier: several fit a socket's buffer.
 pub(crate) const CONFIG_PART: usize = 32 * 1024;
 
+/// Orders that may wait for the carrier to read them: the longest configuration, and as many words
+/// again.
+#[expect(clippy::cast_possible_truncation, reason = "a mebibyte")]
+pub(crate) const CARRIER_ORDERS: usize = 2 * (MAX_CONFIG as usize / CONFIG_PART);
+
 /// Own log lines that may wait for the main thread, which takes them every turn.
 pub(crate) const OWN_LINES: usize = 512;
 

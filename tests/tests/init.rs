@@ -100,6 +100,12 @@ fn signals_and_programs_that_cannot_be_started_are_told() {
             "no-such-user",
         ),
         (
+            "command = ['true']\nuser = 64733",
+            Exit::NotStarted(22),
+            126,
+            "the carrier's own",
+        ),
+        (
             "command = ['true']\ndirectory = '/no/such'",
             Exit::NotStarted(2),
             127,

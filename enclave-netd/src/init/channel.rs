@@ -6,7 +6,7 @@
 //! the program is started, that lines of the log are sent again, and that the end is not waited for
 //! any longer. Anything else ends the carrier.
 
-use crate::limits::CONFIG_PART;
+use crate::limits::{CARRIER_ORDERS, CONFIG_PART};
 use netd_proto::frame::Kind;
 use netd_proto::handshake::SessionId;
 use netd_proto::report::Exit;
@@ -129,6 +129,8 @@ impl Notice {
 pub(crate) enum ChannelError {
     #[error("the other side is gone")]
     Closed,
+    #[error("{CARRIER_ORDERS} orders wait, and the other side takes none")]
+    Deaf,
     #[error(transparent)]
     Malformed(#[from] Malformed),
     #[error(transparent)]
@@ -161,8 +163,7 @@ pub(crate) fn pair() -> io::Result<(KeeperEnd, OwnedFd)> {
 #[derive(Debug)]
 pub(crate) struct KeeperEnd {
     socket: OwnedFd,
-    /// Orders that the socket has no room for. Bounded by who gives them: the configuration, and a
-    /// few words; lines are offered instead.
+    /// Orders that the socket has no room for, [`CARRIER_ORDERS`] at most. Lines are offered instead.
     waiting: VecDeque<Vec<u8>>,
 }
 
@@ -170,8 +171,11 @@ impl KeeperEnd {
     /// Gives an order, now or as soon as there is room.
     ///
     /// # Errors
-    /// The carrier is gone.
+    /// The carrier is gone, or takes nothing.
     pub(crate) fn give(&mut self, order: &Order) -> Result<(), ChannelError> {
+        if self.waiting.len() >= CARRIER_ORDERS {
+            return Err(ChannelError::Deaf);
+        }
         self.waiting.push_back(order.encode());
         self.flush()
     }
@@ -384,6 +388,28 @@ mod tests {
         }
         assert_eq!(seen, (0..32).map(part).collect::<Vec<_>>());
         assert!(keeper.offer(&Order::Line(vec![0; 9])).expect("offered"));
+    }
+
+    #[test]
+    fn a_carrier_that_asks_and_never_listens_is_found_out() {
+        let (mut keeper, carrier) = ends();
+        let asked = Notice::Linked {
+            generation: Generation(1),
+            takes_log: true,
+        };
+        for answered in 0.. {
+            assert!(answered < 10_000, "the answers pile up");
+            carrier.tell(asked).expect("told");
+            let Some(Notice::Linked { generation, .. }) = keeper.next().expect("read") else {
+                panic!("not what was said");
+            };
+            match keeper.give(&Order::Replay(generation)) {
+                Ok(()) => {}
+                Err(ChannelError::Deaf) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(keeper.waiting.len(), CARRIER_ORDERS);
     }
 
     proptest! {

@@ -354,10 +354,16 @@ impl<'a> Keeper<'a> {
 
     fn feed(&mut self, now: Instant) {
         if let Some(running) = self.carrier.running()
-            && !running.is_dismissed
             && let Err(error) = self.record.feed(&mut running.channel, now)
         {
             running.dismiss(&error);
+        }
+        if self
+            .carrier
+            .running()
+            .is_none_or(|running| running.is_dismissed)
+        {
+            self.unlink();
         }
     }
 

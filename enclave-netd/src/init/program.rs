@@ -10,6 +10,7 @@
 //! it unless that is root's: what gains capabilities by exec forgets whose death it is to follow.
 
 use crate::config::{Program, User};
+use crate::limits::CARRIER_USER;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
@@ -48,6 +49,8 @@ pub(crate) enum StartError {
     NoUser(String),
     #[error("program.user = {0:?}: cannot look it up: {1}")]
     User(String, Errno),
+    #[error("program.user is {CARRIER_USER}, the carrier's own: take another")]
+    CarriersUser,
     #[error("program.directory = {0:?}: {1}: give a folder that is in the program's root")]
     Directory(PathBuf, io::Error),
     #[error("cannot run {program:?}: {source}{hint}")]
@@ -64,7 +67,7 @@ impl StartError {
     /// The kernel's number for it.
     pub(crate) fn errno(&self) -> u8 {
         let number = match self {
-            StartError::NoUser(_) => Errno::EINVAL as i32,
+            StartError::NoUser(_) | StartError::CarriersUser => Errno::EINVAL as i32,
             StartError::User(_, errno) => *errno as i32,
             StartError::Directory(_, error)
             | StartError::Exec { source: error, .. }
@@ -80,6 +83,9 @@ impl StartError {
 /// See [`StartError`].
 pub(crate) fn start(program: &Program) -> Result<Started, StartError> {
     let identity = Identity::of(&program.user)?;
+    if identity.uid.as_raw() == CARRIER_USER {
+        return Err(StartError::CarriersUser);
+    }
     // The command's own complaint about it could not be told from one about the program.
     let directory = std::fs::metadata(&program.directory)
         .and_then(|found| match found.is_dir() {
