@@ -19,18 +19,22 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write, stderr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait to be written: a burst at the start of many flows; some hundred KiB.
-const WAITING: usize = 2048;
-
-/// Bytes that may wait to be written. Own lines are short; what is passed on need not be.
+/// Bytes that may wait to be written: a burst at the start of many flows. What is passed on may use
+/// half of them.
 const WAITING_BYTES: usize = 512 * 1024;
+
+/// What a line costs beside its text.
+const LINE: usize = 128;
+
+/// Lines that may wait to be written. The bound on bytes is met first.
+const WAITING: usize = WAITING_BYTES / LINE;
 
 /// How often the log tells of lines that are missing: telling must not become the log.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -53,7 +57,7 @@ pub type Tee = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 struct Shared {
     queue: SyncSender<Message>,
-    /// Bytes of lines in the queue.
+    /// What the lines in the queue cost.
     waiting: AtomicUsize,
     lost: AtomicU64,
     tee: Option<Tee>,
@@ -183,10 +187,10 @@ impl Shared {
 
     /// Queues a line if no more than `bound` bytes wait with it.
     fn put(&self, line: Vec<u8>, bound: usize) {
-        let length = line.len();
-        let has_room = self.waiting.fetch_add(length, Ordering::Relaxed) + length <= bound;
+        let cost = LINE + line.len();
+        let has_room = self.waiting.fetch_add(cost, Ordering::Relaxed) + cost <= bound;
         if !has_room || self.queue.try_send(Message::Line(line)).is_err() {
-            self.waiting.fetch_sub(length, Ordering::Relaxed);
+            self.waiting.fetch_sub(cost, Ordering::Relaxed);
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -215,22 +219,35 @@ impl Write for Lines {
 /// Writes lines for as long as the process lives.
 fn write_all<W: Write>(messages: &Receiver<Message>, shared: &Shared, out: impl Fn() -> W) {
     let mut told: Option<Instant> = None;
-    for message in messages {
-        let line = match message {
-            Message::Line(line) => line,
-            Message::Flush(written) => {
+    loop {
+        let is_missing = shared.lost.load(Ordering::Relaxed) > 0;
+        // What is missing is told also when no line follows.
+        let message = match told.filter(|_| is_missing) {
+            Some(at) => messages.recv_timeout(TELL_EVERY.saturating_sub(at.elapsed())),
+            None => messages.recv().map_err(RecvTimeoutError::from),
+        };
+        match message {
+            Ok(Message::Line(line)) => {
+                let written = out().write_all(&line);
+                shared
+                    .waiting
+                    .fetch_sub(LINE + line.len(), Ordering::Relaxed);
+                if written.is_err() {
+                    shared.lost.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+            }
+            Ok(Message::Flush(written)) => {
                 // Who asked may have lost patience.
                 let _ = written.send(());
                 continue;
             }
-        };
-        let written = out().write_all(&line);
-        shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
-        if written.is_err() {
-            shared.lost.fetch_add(1, Ordering::Relaxed);
-            continue;
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
-        if told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+        // What tells of it must find room itself.
+        let has_room = shared.waiting.load(Ordering::Relaxed) <= WAITING_BYTES / 2;
+        if !has_room || told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
             continue;
         }
         let lost = shared.lost.swap(0, Ordering::Relaxed);
@@ -288,7 +305,7 @@ mod tests {
             messages: Mutex::new(None),
         };
         (0..WAITING).for_each(|_| log.pass(&[b'x'; 1023]));
-        let passed = WAITING_BYTES / 2 / 1024;
+        let passed = WAITING_BYTES / 2 / (1024 + LINE);
         let lost = u64::try_from(WAITING - passed).expect("few");
         assert_eq!(shared.lost.load(Ordering::Relaxed), lost);
         log.say("own");
