@@ -60,6 +60,13 @@ fn carrier(init: &Process) -> Pid {
     })
 }
 
+/// The program, once it has become what it is to be.
+fn sleeper(init: &Process) -> Pid {
+    until(10, "the program sleeps", || {
+        children(init.pid(), "sleep").pop()
+    })
+}
+
 fn status(pid: Pid, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -127,7 +134,7 @@ fn a_carrier_that_dies_costs_the_flows_and_nothing_else() {
         &format!("{}[log]\nforward = false", shell("exec sleep 1000")),
     );
     init.wait_log("program started", 20);
-    let program = children(init.pid(), "sleep");
+    let program = sleeper(&init);
     let look = || {
         lab.enclave
             .shell("ip -o addr show netd0; ip route; ip -6 route")
@@ -153,7 +160,7 @@ fn a_carrier_that_dies_costs_the_flows_and_nothing_else() {
         init.wait_log_times("the carrier ended; flows are reset", round, 10);
         works_again(&lab.enclave, echo);
         assert_ne!(carrier(&init), killed);
-        assert_eq!(children(init.pid(), "sleep"), program, "another program");
+        assert_eq!(sleeper(&init), program, "another program");
         assert_eq!(look(), before);
         open = connect(&lab.enclave, echo, 5).unwrap();
         open.write_all(b"x").unwrap();
@@ -351,7 +358,7 @@ fn nothing_outlives_a_keeper_that_is_killed() {
     let config = shell("echo begun; exec sleep 1000") + "user = 'nobody'\n";
     let mut init = spawn(&lab, &config);
     host.wait_line("begun", 20);
-    let left = [carrier(&init), children(init.pid(), "sleep")[0]];
+    let left = [carrier(&init), sleeper(&init)];
     init.kill();
     for pid in left {
         until(10, "it ends, too", || {
