@@ -1,0 +1,22 @@
+//! What runs inside the enclave: attestation, KMS and the example services.
+//!
+//! Nothing here knows of vsock, of proxies or of `/etc/hosts`: names are looked up and connections
+//! are made as anywhere else, and the network below carries them. The one exception is `crypto
+//! --vsock`, for parents that dial it.
+//!
+//! | module | idea |
+//! | --- | --- |
+//! | [`nsm`] | the enclave's security module: measurements, random bytes, attestation documents |
+//! | [`attest`] | what an attestation document says, and whether to believe it |
+//! | [`kms`] | AWS KMS, whose answers are sealed for this enclave alone |
+//! | [`serve`], [`crypto`], [`sidecar`], [`fetch`] | the services |
+
+pub mod attest;
+pub mod cli;
+pub mod crypto;
+pub mod error;
+pub mod fetch;
+pub mod kms;
+pub mod nsm;
+pub mod serve;
+pub mod sidecar;
