@@ -12,11 +12,13 @@
 //! | [`serve`], [`crypto`], [`sidecar`], [`fetch`] | the services |
 
 pub mod attest;
+pub mod bytes;
 pub mod cli;
 pub mod crypto;
 pub mod error;
 pub mod fetch;
 pub mod kms;
+pub mod limits;
 pub mod nsm;
 pub mod serve;
 pub mod sidecar;

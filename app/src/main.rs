@@ -14,7 +14,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
-            EnvFilter::try_from_env("ENCLAVE_APP_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+            EnvFilter::try_from_env("ENCLAVE_APP_LOG")
+                .unwrap_or_else(|_| EnvFilter::new("info,aws_config=error")),
         )
         .init();
     let done = tokio::runtime::Builder::new_multi_thread()

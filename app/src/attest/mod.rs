@@ -1,15 +1,11 @@
-//! Attestation documents: reading and verifying them.
+//! Attestation documents: reading them strictly, and verifying them offline.
 
-use crate::error::Failure;
+mod command;
+mod document;
+mod root;
+mod verify;
 
-/// What to do.
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {}
-
-/// Runs one command.
-///
-/// # Errors
-/// What failed and why.
-pub fn run(command: Command) -> Result<(), Failure> {
-    match command {}
-}
+pub use command::{Command, run};
+pub use document::{Document, Error as DocumentError, Unverified};
+pub use root::{AWS_FINGERPRINT, Root};
+pub use verify::{Error, Expected, Link, Verified, verify};
