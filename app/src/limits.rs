@@ -39,8 +39,6 @@ pub const KMS_PLAINTEXT: usize = 4096;
 pub const KMS_RANDOM: u32 = 1024;
 /// The longest envelope that KMS answers with: [`KMS_PLAINTEXT`] and what is around it.
 pub const ENVELOPE: usize = 8 * 1024;
-/// How deep an envelope may nest: RFC 5652 needs seven, an octet string in parts one more.
-pub const ENVELOPE_DEPTH: usize = 10;
 /// How long one attempt of a call may take; the SDK makes up to three.
 pub const KMS_ATTEMPT: Duration = Duration::from_secs(10);
 /// How long a call may take with all its attempts.
