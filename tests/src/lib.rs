@@ -20,6 +20,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod aws;
 mod census;
 mod dns;
 pub mod fuzz;
@@ -35,6 +36,7 @@ mod streams;
 mod tap;
 mod wait;
 
+pub use aws::{Aws, Client};
 pub use census::Census;
 pub use dns::{Answer, FakeDns};
 pub use image::Image;

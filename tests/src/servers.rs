@@ -94,7 +94,7 @@ impl Machine {
     }
 
     /// Waits until a server that was started in this machine accepts connections.
-    fn accepting(&self, mut process: Process, at: &str) -> Server {
+    pub(crate) fn accepting(&self, mut process: Process, at: &str) -> Server {
         let at: SocketAddr = at.parse().unwrap();
         until(
             START,
@@ -112,7 +112,7 @@ impl Machine {
 }
 
 /// Fills in a configuration and tells its path.
-fn fill(lab: &Lab, name: &str, dir: &std::path::Path) -> String {
+pub(crate) fn fill(lab: &Lab, name: &str, dir: &std::path::Path) -> String {
     let text = fs::read_to_string(servers_dir().join(name)).unwrap();
     lab.config(&text.replace("@DIR@", dir.to_str().unwrap()))
 }

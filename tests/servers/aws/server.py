@@ -1,0 +1,170 @@
+"""The AWS of the tests: moto, made honest.
+
+moto keeps keys and queues, but believes everybody. In front of it this checks what AWS checks: who
+signed a request and when, what a key's policy allows, whether a key is enabled, and for a
+`Recipient` the attestation document, under the test's own root. Its answer to a `Recipient` is
+sealed as KMS does it.
+
+Some regions misbehave, for tests of clients:
+  eu-west-2       ignores `Recipient` and answers in plain text, as moto does
+  ap-southeast-1  has a clock that is an hour ahead
+
+usage: server.py PORT ROOT-CERTIFICATE-DER
+"""
+
+import base64
+import datetime
+import email.utils
+import hashlib
+import io
+import json
+import pathlib
+import sys
+
+import attestation
+import envelope
+import policy
+import signature
+from moto.kms.models import kms_backends
+from moto.kms.utils import _deserialize_ciphertext_blob
+from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import run_simple
+
+ACCOUNT = "123456789012"
+IGNORES_RECIPIENT = "eu-west-2"
+HOUR_AHEAD = "ap-southeast-1"
+ATTESTABLE = ("Decrypt", "GenerateDataKey", "GenerateRandom")
+
+
+class Refused(Exception):
+    """An error as AWS answers it."""
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
+class Honest:
+    """The WSGI application in front of moto's."""
+
+    def __init__(self, moto, root):
+        self.moto = moto
+        self.root = root
+
+    def __call__(self, environ, start_response):
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(length)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        if f".{HOUR_AHEAD}." in environ["HTTP_HOST"]:
+            now += datetime.timedelta(hours=1)
+        date = ("Date", email.utils.format_datetime(now, usegmt=True))
+        try:
+            answer = self.answer(environ, body, now)
+        except (Refused, signature.Refused) as refused:
+            body = json.dumps({"__type": refused.code, "message": str(refused)}).encode()
+            print(f"refused: {refused.code}: {refused}", file=sys.stderr)
+            kind = ("Content-Type", "application/x-amz-json-1.1")
+            head = [kind, ("Content-Length", str(len(body))), date]
+            start_response("400 Bad Request", head)
+            return [body]
+        status, headers, body = answer
+        kept = [h for h in headers if h[0].lower() not in ("content-length", "date", "server")]
+        start_response(status, [*kept, ("Content-Length", str(len(body))), date])
+        return [body]
+
+    def answer(self, environ, body, now):
+        names = {k[5:].replace("_", "-").lower(): v for k, v in environ.items() if k[:5] == "HTTP_"}
+        names["content-type"] = environ.get("CONTENT_TYPE", "")
+        names["content-length"] = environ.get("CONTENT_LENGTH", "")
+        path = environ.get("PATH_INFO", "/")
+        caller, region = signature.caller(environ["REQUEST_METHOD"], path, names, body, now)
+        service, _, action = names.get("x-amz-target", "").partition(".")
+        if service != "TrentService":
+            return self.forward(environ, body)
+        if f"kms.{region}." not in names["host"]:
+            raise Refused("InvalidSignatureException", "Credential should be scoped to this region.")
+        request = json.loads(body)
+        recipient = request.pop("Recipient", None)
+        if recipient and region != IGNORES_RECIPIENT:
+            document = self.document(action, recipient)
+        else:
+            document = None
+        self.permit(action, request, caller, region, document)
+        status, headers, answered = self.forward(environ, json.dumps(request).encode())
+        if document and status.startswith("200"):
+            fields = json.loads(answered)
+            sealed = envelope.seal(document.key, base64.b64decode(fields.pop("Plaintext")))
+            fields["CiphertextForRecipient"] = base64.b64encode(sealed).decode()
+            answered = json.dumps(fields).encode()
+        print(f"{action} for {caller}: {'sealed' if document else 'plain'}", file=sys.stderr)
+        return status, headers, answered
+
+    def document(self, action, recipient):
+        if action not in ATTESTABLE:
+            raise Refused("ValidationException", f"{action} takes no Recipient")
+        if recipient.get("KeyEncryptionAlgorithm") != "RSAES_OAEP_SHA_256":
+            raise Refused("ValidationException", "KeyEncryptionAlgorithm is not RSAES_OAEP_SHA_256")
+        try:
+            raw = base64.b64decode(recipient["AttestationDocument"])
+            return attestation.Document(raw, self.root)
+        except attestation.Refused as refused:
+            message = f"The attestation document {refused}."
+            raise Refused("ValidationException", message) from refused
+
+    def permit(self, action, request, caller, region, document):
+        backend = kms_backends[ACCOUNT][region]
+        if action == "Decrypt":
+            try:
+                blob = _deserialize_ciphertext_blob(base64.b64decode(request["CiphertextBlob"]))
+            except Exception as error:
+                raise Refused("InvalidCiphertextException", "") from error
+            key = backend.keys.get(blob.key_id)
+        elif "KeyId" in request:
+            try:
+                key = backend.keys.get(backend.any_id_to_key_id(request["KeyId"]))
+            except Exception:
+                key = None
+        else:
+            return
+        if key is None:
+            raise Refused("NotFoundException", f"Key '{request.get('KeyId', '')}' does not exist")
+        pcrs = document.pcrs if document else None
+        if not policy.allows(json.loads(key.policy), caller, f"kms:{action}", pcrs):
+            message = (
+                f"User: {caller} is not authorized to perform: kms:{action} on resource: {key.arn}"
+                f" because no resource-based policy allows the kms:{action} action"
+            )
+            raise Refused("AccessDeniedException", message)
+        if action in ("Decrypt", "Encrypt", "GenerateDataKey"):
+            if key.key_state == "PendingDeletion":
+                raise Refused("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+            if not key.enabled:
+                raise Refused("DisabledException", f"{key.arn} is disabled.")
+
+    def forward(self, environ, body):
+        """Asks moto."""
+        inner = {**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        said = []
+
+        def start_response(status, headers, exc_info=None):
+            said.extend([status, headers])
+
+        answered = b"".join(self.moto(inner, start_response))
+        return said[0], said[1], answered
+
+
+def main():
+    port, root = sys.argv[1:]
+    digest = hashlib.sha256(pathlib.Path(root).read_bytes()).digest()
+    moto = DomainDispatcherApplication(create_backend_app)
+    print("serving", file=sys.stderr, flush=True)
+    run_simple(
+        "127.0.0.1",
+        int(port),
+        Honest(moto, digest),
+        threaded=True,
+        request_handler=MotoRequestHandler,
+    )
+
+
+main()
