@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the certificate names: the regions there are.
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
     "kms.us-east-1.amazonaws.com",
+    "kms.us-east-2.amazonaws.com",
     "kms.eu-west-1.amazonaws.com",
     "kms.eu-west-2.amazonaws.com",
     "kms.ap-southeast-1.amazonaws.com",

@@ -2,17 +2,13 @@
 //! what the SDK knows of an error. Its texts name services, hosts, keys and accounts, never secrets.
 
 use std::error::Error as StdError;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_kms::primitives::{DateTime, DateTimeFormat};
+use rustls::CertificateError;
 
 use crate::error::{Failure, What, chain};
-
-/// How far a clock may be off before it is worth a word, in seconds: AWS takes five minutes.
-const CLOCK: i64 = 240;
 
 /// What failed in a call to an AWS service.
 pub fn failure<E>(error: &SdkError<E, HttpResponse>, is_attested: bool) -> Failure
@@ -20,16 +16,8 @@ where
     E: StdError + ProvideErrorMetadata + 'static,
 {
     match error {
-        SdkError::ServiceError(refused) => {
-            let mut failure = refusal(refused.err(), is_attested);
-            if failure.what == What::Credentials
-                && let Some(hint) = clock_hint(refused.raw())
-            {
-                failure.why.push_str(&hint);
-            }
-            failure
-        }
-        _ => Failure::new(kind(error), chain(error)),
+        SdkError::ServiceError(refused) => refusal(refused.err(), is_attested),
+        _ => unanswered(error),
     }
 }
 
@@ -75,45 +63,44 @@ where
 }
 
 /// What kept a call from getting any answer.
-fn kind<E>(error: &SdkError<E, HttpResponse>) -> What
+fn unanswered<E>(error: &SdkError<E, HttpResponse>) -> Failure
 where
     E: StdError + 'static,
 {
-    let mut is_tls = false;
+    let mut tls = None;
     let mut is_credentials = false;
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(cause) = next {
         is_credentials |= cause.is::<CredentialsError>();
-        // An I/O error holds another without naming it as its cause.
-        let inner = cause
-            .downcast_ref::<std::io::Error>()
-            .and_then(|error| error.get_ref());
-        is_tls |=
-            cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>());
-        next = cause.source();
+        tls = tls.or_else(|| cause.downcast_ref::<rustls::Error>());
+        // An I/O error may hold another without naming it as its cause.
+        next = match cause.downcast_ref::<std::io::Error>() {
+            Some(error) if error.get_ref().is_some() => error.get_ref().map(|inner| inner as _),
+            _ => cause.source(),
+        };
     }
-    match error {
+    let what = match (error, tls) {
         _ if is_credentials => What::Credentials,
-        _ if is_tls => What::Tls,
-        SdkError::ConstructionFailure(_) => What::Usage,
-        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => What::Network,
+        (_, Some(_)) => What::Tls,
+        (SdkError::ConstructionFailure(_), _) => What::Usage,
+        (SdkError::TimeoutError(_) | SdkError::DispatchFailure(_), _) => What::Network,
         _ => What::Request,
+    };
+    let mut why = chain(error);
+    if let Some(rustls::Error::InvalidCertificate(reason)) = tls
+        && is_of_time(reason)
+    {
+        why.push_str("; is this machine's clock right?");
     }
+    Failure::new(what, why)
 }
 
-/// Whether the service's clock differs from ours, which makes signatures worthless.
-fn clock_hint(response: &HttpResponse) -> Option<String> {
-    let date = response.headers().get("date")?;
-    let theirs = DateTime::from_str(date, DateTimeFormat::HttpDate)
-        .ok()?
-        .secs();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    let off = i64::try_from(now.as_secs()).ok()? - theirs;
-    (off.abs() > CLOCK).then(|| {
-        let side = if off > 0 { "ahead of" } else { "behind" };
-        format!(
-            "; this machine's clock is {} s {side} the service's",
-            off.abs()
-        )
-    })
+fn is_of_time(reason: &CertificateError) -> bool {
+    matches!(
+        reason,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+    )
 }

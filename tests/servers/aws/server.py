@@ -153,6 +153,14 @@ class Honest:
         return said[0], said[1], answered
 
 
+class Handler(MotoRequestHandler):
+    """Leaves the time of an answer to the application."""
+
+    def send_response(self, code, message=None):
+        self.log_request(code)
+        self.send_response_only(code, message)
+
+
 def main():
     port, root = sys.argv[1:]
     digest = hashlib.sha256(pathlib.Path(root).read_bytes()).digest()
@@ -163,7 +171,7 @@ def main():
         int(port),
         Honest(moto, digest),
         threaded=True,
-        request_handler=MotoRequestHandler,
+        request_handler=Handler,
     )
 
 
