@@ -19,6 +19,7 @@ pub mod error;
 pub mod fetch;
 pub mod kms;
 pub mod limits;
+pub mod log;
 pub mod nsm;
 pub mod serve;
 pub mod sidecar;

@@ -5,19 +5,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use enclave_app::cli::{self, Cli};
 use enclave_app::error::{Failure, What};
+use enclave_app::log;
 use enclave_app::nsm::Place;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Answers go to standard output; everything said about them goes to standard error.
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            EnvFilter::try_from_env("ENCLAVE_APP_LOG")
-                .unwrap_or_else(|_| EnvFilter::new("info,aws_config=error")),
-        )
-        .init();
+    log::start();
     let done = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

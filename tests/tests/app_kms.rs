@@ -5,6 +5,7 @@
 use netd_tests::{Aws, Client, Daemons, Lab, Server};
 use serde_json::{Value, json};
 use std::fs;
+use std::time::Instant;
 
 /// The context that the tests' ciphertexts are bound to.
 const CONTEXT: &str = "tenant=one";
@@ -383,4 +384,34 @@ fn each_failure_says_what_failed() {
         9,
         &["KMSInvalidState", "pending deletion"],
     );
+}
+
+/// Measured beside a direct call; printed, not judged: the machine decides.
+#[test]
+fn alone_thirty_decrypts_at_once_are_answered() {
+    let bed = Bed::new();
+    let client = bed.aws.client();
+    let app = bed.lab.binary("attested-app");
+    let arguments = [&["kms"], &bed.decrypt()[..]].concat();
+    let timed = |machine: &netd_tests::Machine| {
+        let begin = Instant::now();
+        client.run(machine, &app, &arguments).ok();
+        begin.elapsed()
+    };
+    let (direct, tunnel) = (timed(&bed.lab.parent), timed(&bed.lab.enclave));
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        let decrypts: Vec<_> = (0..30)
+            .map(|_| scope.spawn(|| timed(&bed.lab.enclave)))
+            .collect();
+        for decrypt in decrypts {
+            decrypt.join().unwrap();
+        }
+    });
+    let thirty = begin.elapsed();
+    eprintln!(
+        "one directly {direct:?}, one through the tunnel {tunnel:?}, thirty at once {thirty:?}"
+    );
+    let log = bed.aws.service.log();
+    assert_eq!(log.matches("Decrypt for").count(), 32, "{log}");
 }

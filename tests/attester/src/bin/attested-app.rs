@@ -20,9 +20,7 @@ fn main() -> ExitCode {
         Authority::load(Path::new(&authority)),
         [pcr0, [1; 48], [2; 48]],
     );
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .init();
+    enclave_app::log::start();
     let place = Place::Enclave(Arc::new(attester));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     match runtime.block_on(cli::run(Cli::parse(), || Ok(place))) {
