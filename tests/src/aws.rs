@@ -47,6 +47,8 @@ pub struct Client<'a> {
     pub authority: &'a Path,
     /// The certificate of the CA that it believes.
     pub ca: &'a str,
+    /// Whether it asks the parent's metadata service for credentials.
+    pub has_imds: bool,
 }
 
 impl Client<'_> {
@@ -63,7 +65,7 @@ impl Client<'_> {
             format!("AWS_DEFAULT_REGION={}", self.region),
             format!("SSL_CERT_FILE={}", self.ca),
             format!("AWS_CA_BUNDLE={}", self.ca),
-            "AWS_EC2_METADATA_DISABLED=true".into(),
+            format!("AWS_EC2_METADATA_DISABLED={}", !self.has_imds),
             format!("TEST_AUTHORITY={}", self.authority.display()),
             format!("TEST_PCR0={}", self.pcr0),
         ];
@@ -92,6 +94,7 @@ impl Aws {
             pcr0: "aa".repeat(48),
             authority: &self.authority,
             ca: &self.ca,
+            has_imds: false,
         }
     }
 
@@ -115,6 +118,23 @@ impl Lab {
     pub fn authority(&self, dir: &Path) {
         let make = self.binary("make-authority");
         self.internet.run(&make, &[dir.to_str().unwrap()]).ok();
+    }
+
+    /// Starts the parent's metadata service, which gives credentials of the role that key policies
+    /// name.
+    pub fn imds(&self, aws: &Aws) -> Process {
+        let address = "169.254.169.254";
+        self.parent
+            .run(
+                "ip",
+                &["addr", "add", &format!("{address}/32"), "dev", "lo"],
+            )
+            .ok();
+        let script = aws.scripts.join("imds.py");
+        let (id, secret) = Client::ENCLAVE;
+        let arguments = ["-B", script.to_str().unwrap(), address, id, secret];
+        let process = self.parent.spawn(&aws.python, &arguments);
+        self.parent.accepting(process, "169.254.169.254:80").process
     }
 
     /// Starts the AWS of the tests in the internet; [`Lab::unbound`] knows its names.

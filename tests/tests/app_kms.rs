@@ -24,10 +24,15 @@ struct Bed {
 
 impl Bed {
     fn new() -> Bed {
+        Bed::with(&[])
+    }
+
+    /// The same with arguments for host-netd.
+    fn with(host: &[&str]) -> Bed {
         let lab = Lab::new();
         let dns = lab.unbound();
         let aws = lab.aws();
-        let daemons = lab.up();
+        let daemons = lab.up_with(host, "");
         let mut bed = Bed {
             _daemons: daemons,
             aws,
@@ -260,6 +265,24 @@ fn another_image_another_root_and_another_caller_are_refused() {
         2,
         &["usage:", "every answer is sealed"],
     );
+}
+
+#[test]
+fn the_parents_role_comes_by_imds_where_the_host_allows_it() {
+    let role = |aws| Client {
+        credentials: None,
+        has_imds: true,
+        ..Aws::client(aws)
+    };
+    let bed = Bed::with(&["--allow", "tcp 169.254.169.254:80"]);
+    let _imds = bed.lab.imds(&bed.aws);
+    let opened = bed.ok(&role(&bed.aws), &bed.decrypt());
+    assert_eq!(base64(&opened["plaintext"]), SECRET.as_bytes());
+
+    let closed = Bed::new();
+    let _imds = closed.lab.imds(&closed.aws);
+    let words = ["credentials:"];
+    closed.refused(&role(&closed.aws), &closed.decrypt(), 5, &words);
 }
 
 #[test]
