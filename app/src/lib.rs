@@ -10,6 +10,7 @@
 //! | [`attest`] | what an attestation document says, and whether to believe it |
 //! | [`kms`] | AWS KMS, whose answers are sealed for this enclave alone |
 //! | [`serve`], [`crypto`], [`sidecar`], [`fetch`] | the services |
+//! | [`net`] | what the services share: connections out and in, TLS roots, limits |
 
 pub mod attest;
 pub mod bytes;
@@ -20,6 +21,7 @@ pub mod fetch;
 pub mod kms;
 pub mod limits;
 pub mod log;
+pub mod net;
 pub mod nsm;
 pub mod serve;
 pub mod sidecar;
