@@ -202,7 +202,8 @@ fn it_inherits_what_it_would_have_without_the_daemon() {
     in_enclave(|enclave| {
         let without = run("cat", &["/proc/self/status"]);
         let out = enclave.path("status").display().to_string();
-        let script = format!("cat /proc/self/status > {out}; env > {out}.env; echo written; cat");
+        let script =
+            format!("cat /proc/self/status > {out}; env > {out}.env; echo written; exec sleep 60");
         let mut command = Daemon::command(&[]);
         let config = enclave.configure("").display().to_string();
         let parent = enclave.parent();

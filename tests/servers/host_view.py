@@ -12,18 +12,24 @@ import struct
 import sys
 
 TCP, UDP = 6, 17
+SECTION_HEADER, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
 LINKTYPE_RAW = 101
 
 
 def packets(data):
-    magic, *_, linktype = struct.unpack("<IHHiIII", data[:24])
-    if magic not in (0xA1B2C3D4, 0xA1B23C4D) or linktype != LINKTYPE_RAW:
-        sys.exit(f"not a capture of IP packets: magic {magic:#x}, link type {linktype}")
-    at = 24
-    while at + 16 <= len(data):
-        (length,) = struct.unpack("<I", data[at + 8 : at + 12])
-        yield data[at + 16 : at + 16 + length]
-        at += 16 + length
+    """The packets of a pcapng file of this machine's byte order."""
+    at = 0
+    while at + 12 <= len(data):
+        kind, length = struct.unpack("=II", data[at : at + 8])
+        body = data[at + 8 : at + length - 4]
+        if at == 0 and kind != SECTION_HEADER:
+            sys.exit(f"not a pcapng file: it begins with {kind:#x}")
+        if kind == INTERFACE and struct.unpack("=H", body[:2]) != (LINKTYPE_RAW,):
+            sys.exit("not a capture of IP packets")
+        if kind == PACKET:
+            (captured,) = struct.unpack("=I", body[12:16])
+            yield body[20 : 20 + captured]
+        at += length
 
 
 def parse(packet):

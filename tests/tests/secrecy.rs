@@ -40,7 +40,7 @@ fn nothing_inside_https_is_seen_on_the_link_the_wire_or_by_host_netd() {
     let lab = Lab::new();
     let nginx = lab.nginx();
     let _unbound = lab.unbound();
-    let capture = lab.dir().join("link/host.pcap");
+    let capture = lab.dir().join("link/host.pcapng");
     let wire = lab.dir().join("wire.pcap");
     let (daemons, tap) = lab.up_tapped(&["--capture", capture.to_str().unwrap()], "");
     let arguments = ["-i", "veth0", "-U", "-s0", "-w", wire.to_str().unwrap()];
