@@ -103,14 +103,11 @@ impl<'a> CarrierProcess<'a> {
         }
     }
 
-    /// Takes note that the carrier, if it was process `pid`, has ended. Tells whether it was.
-    pub(crate) fn reaped(&mut self, pid: Pid, how: &str, now: Instant) -> bool {
+    /// Takes note that the carrier that ran has ended.
+    pub(crate) fn reaped(&mut self, how: &str, now: Instant) {
         let State::Runs(running) = &self.state else {
-            return false;
+            return;
         };
-        if running.pid != pid {
-            return false;
-        }
         if now.saturating_duration_since(running.since) >= CARRIER_STEADY {
             self.wait = Duration::ZERO;
         }
@@ -126,7 +123,6 @@ impl<'a> CarrierProcess<'a> {
                 "the carrier ended; flows are reset, starting another"
             ),
         }
-        true
     }
 
     fn back_off(&mut self, now: Instant) {

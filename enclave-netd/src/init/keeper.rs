@@ -276,7 +276,7 @@ impl<'a> Keeper<'a> {
             } else if self.is_carrier(pid) {
                 // What it said last says why.
                 self.look_at_carrier(now);
-                self.carrier.reaped(pid, &exit.to_string(), now);
+                self.carrier.reaped(&exit.to_string(), now);
                 self.unlink();
             } else {
                 debug!(%pid, %exit, "reaped an orphan");
