@@ -78,6 +78,11 @@ impl Failure {
             why: why.into(),
         }
     }
+
+    /// What was asked for is wrong: a setting, an option, a file.
+    pub fn usage(why: impl Into<String>) -> Self {
+        Failure::new(What::Usage, why)
+    }
 }
 
 impl From<Failure> for ExitCode {

@@ -11,7 +11,7 @@ use super::keeper::Keeper;
 use super::limits;
 use super::message::{Answer, Asked, Encoding, Secret, request_id};
 use super::tenants::Tenants;
-use crate::error::{Failure, What};
+use crate::error::Failure;
 
 /// Answers messages.
 pub(super) struct Service<K> {
@@ -44,7 +44,7 @@ impl<K: Keeper> Service<K> {
                     }
                     _ => "the message is not JSON",
                 };
-                Err(usage(format!("{what}, at {place}")))
+                Err(Failure::usage(format!("{what}, at {place}")))
             }
         };
         let mut answer = done.unwrap_or_else(|failure| Answer::error(failure.to_string()));
@@ -62,7 +62,7 @@ impl<K: Keeper> Service<K> {
             "health" => Ok(self.health().await),
             other => {
                 let shown: String = other.chars().take(40).collect();
-                Err(usage(format!(
+                Err(Failure::usage(format!(
                     "action {shown:?} is none of decrypt, encrypt and health"
                 )))
             }
@@ -77,14 +77,14 @@ impl<K: Keeper> Service<K> {
             .ok_or_else(|| missing("encrypted_payload"))?;
         let ciphertext = BASE64_STANDARD
             .decode(payload)
-            .map_err(|error| usage(format!("encrypted_payload is not base64: {error}")))?;
+            .map_err(|error| Failure::usage(format!("encrypted_payload is not base64: {error}")))?;
         let plaintext = self.keeper.decrypt(key, ciphertext, context).await?;
         let text = match asked.encoding {
             Encoding::Base64 => Zeroizing::new(BASE64_STANDARD.encode(&*plaintext)),
             Encoding::Text => std::str::from_utf8(&plaintext)
                 .map(|text| Zeroizing::new(text.to_owned()))
                 .map_err(|_| {
-                    usage("the plaintext is not UTF-8: ask with \"encoding\": \"base64\"")
+                    Failure::usage("the plaintext is not UTF-8: ask with \"encoding\": \"base64\"")
                 })?,
         };
         Ok(Answer {
@@ -105,7 +105,7 @@ impl<K: Keeper> Service<K> {
             // Without the error: it would quote the plaintext.
             Encoding::Base64 => BASE64_STANDARD
                 .decode(text.as_bytes())
-                .map_err(|_| usage("plaintext_result is not base64"))?,
+                .map_err(|_| Failure::usage("plaintext_result is not base64"))?,
         };
         let made = self
             .keeper
@@ -145,11 +145,7 @@ impl<K: Keeper> Service<K> {
 }
 
 fn missing(field: &str) -> Failure {
-    usage(format!("{field} is missing"))
-}
-
-fn usage(why: impl Into<String>) -> Failure {
-    Failure::new(What::Usage, why)
+    Failure::usage(format!("{field} is missing"))
 }
 
 #[cfg(test)]
@@ -158,6 +154,7 @@ pub(super) mod tests {
     use super::super::tenants::Context;
     use super::super::tenants::tests::{ONE, TWO, tenants};
     use super::*;
+    use crate::error::What;
     use serde_json::{Value, json};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
 use super::Args;
-use crate::error::{Failure, What};
+use crate::error::Failure;
 use crate::net::{dial, tls};
 
 /// Which versions of HTTP are offered.
@@ -59,7 +59,7 @@ impl Plan {
             // Every handshake is a whole one: a resumed one shows no certificate.
             config.resumption = rustls::client::Resumption::disabled();
             let name = ServerName::try_from(host.clone())
-                .map_err(|_| usage(format!("{host:?} is no name or address for TLS")))?;
+                .map_err(|_| Failure::usage(format!("{host:?} is no name or address for TLS")))?;
             Some((Arc::new(config), name))
         } else {
             None
@@ -71,18 +71,18 @@ impl Plan {
         {
             None => Bytes::new(),
             Some((_, Some(path))) => std::fs::read(path)
-                .map_err(|error| usage(format!("cannot read --data {path}: {error}")))?
+                .map_err(|error| Failure::usage(format!("cannot read --data {path}: {error}")))?
                 .into(),
             Some((text, None)) => text.to_owned().into(),
         };
         let method = match (&args.method, &args.data) {
             (Some(name), _) => Method::from_bytes(name.as_bytes())
-                .map_err(|_| usage(format!("{name:?} is no method")))?,
+                .map_err(|_| Failure::usage(format!("{name:?} is no method")))?,
             (None, Some(_)) => Method::POST,
             (None, None) => Method::GET,
         };
         if method == Method::CONNECT {
-            return Err(usage(
+            return Err(Failure::usage(
                 "CONNECT asks for a tunnel; fetch asks for answers".to_owned(),
             ));
         }
@@ -106,14 +106,14 @@ fn parse_url(text: &str) -> Result<Uri, Failure> {
     let wanted = "--help tells more; a URL looks like https://example.com/path";
     let url: Uri = text
         .parse()
-        .map_err(|error| usage(format!("{text:?} is no URL ({error}): {wanted}")))?;
+        .map_err(|error| Failure::usage(format!("{text:?} is no URL ({error}): {wanted}")))?;
     let authority = url.authority().map(hyper::http::uri::Authority::as_str);
     match (url.scheme_str(), authority) {
         (Some("https" | "http"), Some(authority)) if !authority.contains('@') => Ok(url),
-        (Some("https" | "http"), Some(_)) => Err(usage(
+        (Some("https" | "http"), Some(_)) => Err(Failure::usage(
             "a URL with a user is not sent: use --header 'Authorization: ...'".to_owned(),
         )),
-        _ => Err(usage(format!(
+        _ => Err(Failure::usage(format!(
             "{text:?} has no https:// or http://: {wanted}"
         ))),
     }
@@ -123,7 +123,7 @@ fn headers(args: &Args, url: &Uri) -> Result<HeaderMap, Failure> {
     let mut headers = HeaderMap::new();
     for line in &args.headers {
         let wrong = || {
-            usage(format!(
+            Failure::usage(format!(
                 "--header {line:?} is not of the form 'Name: value'"
             ))
         };
@@ -149,8 +149,4 @@ fn headers(args: &Args, url: &Uri) -> Result<HeaderMap, Failure> {
         default(CONTENT_TYPE, "application/octet-stream");
     }
     Ok(headers)
-}
-
-fn usage(why: String) -> Failure {
-    Failure::new(What::Usage, why)
 }

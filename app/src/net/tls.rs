@@ -70,7 +70,7 @@ impl Roots {
                         || "no file or folder has any".to_owned(),
                         ToString::to_string,
                     );
-                    return Err(usage(format!(
+                    return Err(Failure::usage(format!(
                         "the system has no root certificates ({why}): set SSL_CERT_FILE to a PEM \
                          file, or use --roots built-in"
                     )));
@@ -78,15 +78,18 @@ impl Roots {
             }
             Roots::File(path) => {
                 let place = path.display();
-                let read = |error| usage(format!("cannot read the roots in {place}: {error}"));
+                let read =
+                    |error| Failure::usage(format!("cannot read the roots in {place}: {error}"));
                 let file = CertificateDer::pem_file_iter(path).map_err(read)?;
                 for certificate in file {
                     store.add(certificate.map_err(read)?).map_err(|error| {
-                        usage(format!("a root in {place} is of no use: {error}"))
+                        Failure::usage(format!("a root in {place} is of no use: {error}"))
                     })?;
                 }
                 if store.is_empty() {
-                    return Err(usage(format!("{place} holds no certificate in PEM")));
+                    return Err(Failure::usage(format!(
+                        "{place} holds no certificate in PEM"
+                    )));
                 }
             }
         }
@@ -132,10 +135,6 @@ pub fn client(roots: &Roots, oldest: Oldest) -> Result<ClientConfig, Failure> {
         .with_root_certificates(roots.load()?)
         .with_no_client_auth();
     Ok(config)
-}
-
-fn usage(why: String) -> Failure {
-    Failure::new(What::Usage, why)
 }
 
 #[cfg(test)]

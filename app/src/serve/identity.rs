@@ -38,15 +38,19 @@ impl Identity {
     /// A key and a chain of certificates in PEM files.
     pub(super) fn read(chain: &Path, key: &Path, oldest: Oldest) -> Result<Identity, Failure> {
         let place = chain.display();
-        let wrong = |error| usage(format!("cannot read the certificates in {place}: {error}"));
+        let wrong =
+            |error| Failure::usage(format!("cannot read the certificates in {place}: {error}"));
         let chain: Vec<_> = CertificateDer::pem_file_iter(chain)
             .and_then(Iterator::collect)
             .map_err(wrong)?;
         if chain.is_empty() {
-            return Err(usage(format!("{place} holds no certificate in PEM")));
+            return Err(Failure::usage(format!(
+                "{place} holds no certificate in PEM"
+            )));
         }
-        let key = PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| usage(format!("cannot read the key in {}: {error}", key.display())))?;
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+            Failure::usage(format!("cannot read the key in {}: {error}", key.display()))
+        })?;
         Identity::new(chain, key, oldest)
     }
 
@@ -56,7 +60,7 @@ impl Identity {
         oldest: Oldest,
     ) -> Result<Identity, Failure> {
         let wrong = |error: &dyn std::fmt::Display| {
-            usage(format!("the certificate is of no use to a server: {error}"))
+            Failure::usage(format!("the certificate is of no use to a server: {error}"))
         };
         let own = chain.first().map_or(&[][..], |certificate| certificate);
         let key_sha256 = Certificate::from_der(own)
@@ -76,10 +80,6 @@ impl Identity {
             .map_err(|error| wrong(&error))?;
         Ok(Identity { config, key_sha256 })
     }
-}
-
-fn usage(why: String) -> Failure {
-    Failure::new(What::Usage, why)
 }
 
 #[cfg(test)]

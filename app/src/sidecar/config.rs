@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::destination::Allowed;
 use super::target::PlainHttp;
-use crate::error::{Failure, What};
+use crate::error::Failure;
 use crate::net::limits;
 use crate::net::tls::{Oldest, Roots};
 
@@ -108,11 +108,11 @@ impl Config {
             Some(path) => {
                 let place = path.display();
                 let text = std::fs::read_to_string(path)
-                    .map_err(|error| usage(format!("cannot read {place}: {error}")))?;
+                    .map_err(|error| Failure::usage(format!("cannot read {place}: {error}")))?;
                 // By itself first: an error then tells the line.
                 serde_json::from_str::<Raw>(&text)
                     .and_then(|_| serde_json::from_str(&text))
-                    .map_err(|error| usage(format!("{place}: {error}")))?
+                    .map_err(|error| Failure::usage(format!("{place}: {error}")))?
             }
         };
         for (name, value) in environment {
@@ -120,16 +120,16 @@ impl Config {
                 continue;
             };
             let value = from_environment(&key, &value)
-                .map_err(|wrong| usage(format!("{name}={value:?}: {wrong}")))?;
+                .map_err(|wrong| Failure::usage(format!("{name}={value:?}: {wrong}")))?;
             settings.insert(key.clone(), value);
             // With the others it was good: what is wrong now is this one.
             serde_json::from_value::<Raw>(Value::Object(settings.clone()))
-                .map_err(|error| usage(format!("{name}: {error}")))?;
+                .map_err(|error| Failure::usage(format!("{name}: {error}")))?;
         }
         serde_json::from_value::<Raw>(Value::Object(settings))
             .map_err(|error| error.to_string())
             .and_then(Config::check)
-            .map_err(usage)
+            .map_err(Failure::usage)
     }
 
     fn check(raw: Raw) -> Result<Config, String> {
@@ -185,10 +185,6 @@ fn from_environment(key: &str, text: &str) -> Result<Value, String> {
     } else {
         Err("there is no such setting".to_owned())
     }
-}
-
-fn usage(why: String) -> Failure {
-    Failure::new(What::Usage, why)
 }
 
 #[cfg(test)]
