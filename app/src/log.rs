@@ -1,5 +1,7 @@
 //! What the program says about its work: on standard error, as `ENCLAVE_APP_LOG` asks.
 
+use std::io::IsTerminal;
+
 use tracing::Level;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
@@ -18,7 +20,11 @@ pub fn start() {
     tracing_subscriber::registry()
         .with(chosen)
         .with(discreet)
-        .with(fmt::layer().with_writer(std::io::stderr))
+        .with(
+            fmt::layer()
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_writer(std::io::stderr),
+        )
         .init();
 }
 

@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use super::frame::{self, Received};
 use super::keeper::Keeper;
-use super::limits;
 use super::message::Answer;
 use super::service::Service;
+use crate::limits::crypto as limits;
 
 /// Answers messages until the connection ends. When the service ends, the message that is being
 /// answered still is.

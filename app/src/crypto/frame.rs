@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::limits;
+use crate::limits::crypto as limits;
 
 /// What came.
 #[derive(Debug, PartialEq, Eq)]

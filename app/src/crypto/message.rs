@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
-use super::limits;
+use crate::limits::crypto as limits;
 
 /// A message as it comes: every field may be absent, and be of the wrong kind for its action. Fields
 /// that are not known are passed over.

@@ -17,7 +17,6 @@ mod aws;
 mod connection;
 mod frame;
 mod keeper;
-mod limits;
 mod message;
 mod service;
 mod tenants;
@@ -33,7 +32,8 @@ use tokio::task::JoinSet;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 use crate::error::{Failure, What};
-use crate::net::{self, server, stop_signal};
+use crate::limits;
+use crate::net::{server, stop_signal};
 use crate::nsm::Place;
 use aws::Aws;
 use keeper::Keeper;
@@ -80,7 +80,7 @@ async fn serve<K: Keeper>(
     stop: impl Future<Output = ()>,
 ) {
     let service = Arc::new(service);
-    let room = Arc::new(Semaphore::new(limits::CONNECTIONS));
+    let room = Arc::new(Semaphore::new(limits::crypto::CONNECTIONS));
     let (end, ending) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
@@ -124,7 +124,7 @@ async fn serve<K: Keeper>(
     // Without receivers there is nobody to tell.
     let _ = end.send(true);
     let all = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(net::limits::GRACE, all).await.is_err() {
+    if tokio::time::timeout(limits::net::GRACE, all).await.is_err() {
         tracing::warn!("requests were still under way and are cut");
     }
 }
@@ -165,7 +165,7 @@ async fn accept_vsock(listener: Option<&VsockListener>) -> (VsockStream, VsockAd
             Err(error) => {
                 let error: io::Error = error;
                 tracing::warn!(%error, "a connection by vsock could not be accepted");
-                tokio::time::sleep(net::limits::ACCEPT_AGAIN).await;
+                tokio::time::sleep(limits::net::ACCEPT_AGAIN).await;
             }
         }
     }

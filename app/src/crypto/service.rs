@@ -8,10 +8,10 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::keeper::Keeper;
-use super::limits;
 use super::message::{Answer, Asked, Encoding, Secret, request_id};
 use super::tenants::Tenants;
 use crate::error::Failure;
+use crate::limits::crypto as limits;
 
 /// Answers messages.
 pub(super) struct Service<K> {

@@ -21,7 +21,8 @@ use super::certificate::{Described, describe};
 use super::milliseconds;
 use super::plan::{Http, Plan};
 use crate::error::chain;
-use crate::net::{dial, limits};
+use crate::limits::net as limits;
+use crate::net::dial;
 
 /// The steps of a request, in their order.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -1,7 +1,6 @@
 //! What the services share: connections out, connections in, and when to stop.
 
 pub mod dial;
-pub mod limits;
 pub mod server;
 mod stall;
 pub mod tls;

@@ -24,9 +24,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::limits;
 use super::stall::Stall;
 use crate::error::{Failure, What};
+use crate::limits::net as limits;
 
 /// Where and how a service is reached.
 pub struct Server {

@@ -23,9 +23,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::Failure;
+use crate::limits::net as limits;
 use crate::net::server::{self, Server};
+use crate::net::stop_signal;
 use crate::net::tls::Oldest;
-use crate::net::{limits, stop_signal};
 use crate::nsm::Place;
 use identity::Identity;
 use routes::Service;

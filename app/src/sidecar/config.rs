@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::destination::Allowed;
 use super::target::PlainHttp;
 use crate::error::Failure;
-use crate::net::limits;
+use crate::limits::net as limits;
 use crate::net::tls::{Oldest, Roots};
 
 const PREFIX: &str = "SIDECAR_";

@@ -1,32 +1,32 @@
-//! Limits of this service, with their reasons.
+//! Limits of `crypto`, with their reasons.
 
 use std::time::Duration;
 
 /// The longest message. KMS takes 4,096 bytes of plaintext and 6,144 of ciphertext; in base64 and
 /// with all its escapes that is less than half of this.
-pub(super) const MESSAGE: usize = 64 * 1024;
+pub const MESSAGE: usize = 64 * 1024;
 
 /// Connections at once. A parent's program needs a few; each holds at most two messages: 32 MiB.
-pub(super) const CONNECTIONS: usize = 256;
+pub const CONNECTIONS: usize = 256;
 
 /// The longest request identifier: a UUID has 36 characters.
-pub(super) const REQUEST_ID: usize = 256;
+pub const REQUEST_ID: usize = 256;
 
 /// How long a connection may be quiet between two requests.
-pub(super) const IDLE: Duration = Duration::from_secs(600);
+pub const IDLE: Duration = Duration::from_secs(600);
 
 /// How long a message may take, from its first byte to its last, either way.
-pub(super) const MESSAGE_TIME: Duration = Duration::from_secs(30);
+pub const MESSAGE_TIME: Duration = Duration::from_secs(30);
 
 /// Bytes of one write. Larger ones are reported to be corrupted by some kernels on vsock.
-pub(super) const WRITE: usize = 32_000;
+pub const WRITE: usize = 32_000;
 
 /// How much of an oversized message is read and forgotten, so that its sender is not reset before
 /// it reads why it is refused; and how long that may take.
-pub(super) const LINGER: u64 = 16 * 1024 * 1024;
+pub const LINGER: u64 = 16 * 1024 * 1024;
 /// See [`LINGER`].
-pub(super) const LINGER_TIME: Duration = Duration::from_secs(5);
+pub const LINGER_TIME: Duration = Duration::from_secs(5);
 
 /// How long an answer about the health of KMS and the security module stands: a parent that asks
 /// all the time costs them nothing.
-pub(super) const HEALTH: Duration = Duration::from_secs(10);
+pub const HEALTH: Duration = Duration::from_secs(10);

@@ -1,4 +1,8 @@
-//! Every bound of the core, and why it is what it is.
+//! Every bound, and why it is what it is: those of the secure module, of documents and of KMS here, the
+//! others by their module.
+
+pub mod crypto;
+pub mod net;
 
 use std::time::Duration;
 
