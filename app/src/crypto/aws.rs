@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
 use super::keeper::Keeper;
-use super::tenants::{Context, Tenants, region};
+use super::tenants::{Context, Tenants};
+use crate::aws::KeyArn;
 use crate::error::{Failure, What};
 use crate::kms::Kms;
 use crate::nsm::Place;
@@ -31,8 +32,8 @@ impl Aws {
         Ok(Aws { place, regions })
     }
 
-    fn kms(&self, key: &str) -> Result<&Kms, Failure> {
-        let kms = region(key).and_then(|region| self.regions.get(region));
+    fn kms(&self, key: &KeyArn) -> Result<&Kms, Failure> {
+        let kms = self.regions.get(key.region());
         kms.ok_or_else(|| Failure::new(What::Usage, "the key is of no tenant's region"))
     }
 }
@@ -40,20 +41,24 @@ impl Aws {
 impl Keeper for Aws {
     async fn decrypt(
         &self,
-        key: &str,
+        key: &KeyArn,
         ciphertext: Vec<u8>,
         context: &Context,
     ) -> Result<Zeroizing<Vec<u8>>, Failure> {
-        self.kms(key)?.decrypt(ciphertext, Some(key), context).await
+        self.kms(key)?
+            .decrypt(ciphertext, Some(key.as_str()), context)
+            .await
     }
 
     async fn encrypt(
         &self,
-        key: &str,
+        key: &KeyArn,
         plaintext: Zeroizing<Vec<u8>>,
         context: &Context,
     ) -> Result<Vec<u8>, Failure> {
-        self.kms(key)?.encrypt(&plaintext, key, context).await
+        self.kms(key)?
+            .encrypt(&plaintext, key.as_str(), context)
+            .await
     }
 
     async fn attestation_ready(&self) -> bool {

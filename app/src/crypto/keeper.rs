@@ -3,6 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::tenants::Context;
+use crate::aws::KeyArn;
 use crate::error::Failure;
 
 /// KMS, as far as this service needs it.
@@ -10,7 +11,7 @@ pub(super) trait Keeper: Send + Sync + 'static {
     /// Opens a ciphertext that was made with this key and context.
     fn decrypt(
         &self,
-        key: &str,
+        key: &KeyArn,
         ciphertext: Vec<u8>,
         context: &Context,
     ) -> impl Future<Output = Result<Zeroizing<Vec<u8>>, Failure>> + Send;
@@ -18,7 +19,7 @@ pub(super) trait Keeper: Send + Sync + 'static {
     /// Makes a ciphertext with this key and context.
     fn encrypt(
         &self,
-        key: &str,
+        key: &KeyArn,
         plaintext: Zeroizing<Vec<u8>>,
         context: &Context,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send;

@@ -154,6 +154,7 @@ pub(super) mod tests {
     use super::super::tenants::Context;
     use super::super::tenants::tests::{ONE, TWO, tenants};
     use super::*;
+    use crate::aws::KeyArn;
     use crate::error::What;
     use serde_json::{Value, json};
     use std::sync::Arc;
@@ -165,16 +166,16 @@ pub(super) mod tests {
         asked_for_health: Arc<AtomicU32>,
     }
 
-    fn prefix(key: &str, context: &Context) -> Vec<u8> {
+    fn prefix(key: &KeyArn, context: &Context) -> Vec<u8> {
         let mut bound: Vec<_> = context.iter().collect();
         bound.sort();
-        format!("{key} {bound:?} ").into_bytes()
+        format!("{} {bound:?} ", key.as_str()).into_bytes()
     }
 
     impl Keeper for Open {
         async fn decrypt(
             &self,
-            key: &str,
+            key: &KeyArn,
             ciphertext: Vec<u8>,
             context: &Context,
         ) -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -191,7 +192,7 @@ pub(super) mod tests {
 
         async fn encrypt(
             &self,
-            key: &str,
+            key: &KeyArn,
             plaintext: Zeroizing<Vec<u8>>,
             context: &Context,
         ) -> Result<Vec<u8>, Failure> {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::aws::KeyArn;
 use crate::error::{Failure, What};
 pub(super) use crate::kms::Context;
 
@@ -14,7 +15,7 @@ pub(super) struct Tenants(BTreeMap<String, Tenant>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Tenant {
-    keys: Vec<String>,
+    keys: Vec<KeyArn>,
     context: Context,
 }
 
@@ -53,24 +54,15 @@ impl Tenants {
             if tenant.keys.is_empty() {
                 return Err(format!("tenant {id:?} has no keys"));
             }
-            if let Some(wrong) = tenant.keys.iter().find(|key| !is_key_arn(key)) {
-                return Err(format!(
-                    "tenant {id:?}: {wrong:?} is no key ARN; it looks like \
-                     arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab \
-                     (an alias can be pointed at another key)"
-                ));
-            }
+            let keys = tenant.keys.iter().map(|key| key.parse());
+            let keys = keys
+                .collect::<Result<_, _>>()
+                .map_err(|error: String| format!("tenant {id:?}: {error}"))?;
             // Bound by default: otherwise what one tenant encrypted opens for another that shares
             // its key.
             let bound = || Context::from([("tenant_id".to_owned(), id.clone())]);
             let context = tenant.encryption_context.unwrap_or_else(bound);
-            Ok((
-                id,
-                Tenant {
-                    keys: tenant.keys,
-                    context,
-                },
-            ))
+            Ok((id, Tenant { keys, context }))
         });
         tenants.collect::<Result<_, _>>().map(Tenants)
     }
@@ -78,9 +70,7 @@ impl Tenants {
     /// The regions of all keys.
     pub(super) fn regions(&self) -> BTreeSet<String> {
         let keys = self.0.values().flat_map(|tenant| &tenant.keys);
-        keys.filter_map(|key| region(key))
-            .map(str::to_owned)
-            .collect()
+        keys.map(|key| key.region().to_owned()).collect()
     }
 
     /// The key and the context for a tenant's request. Without a key the tenant's only one is meant.
@@ -91,7 +81,7 @@ impl Tenants {
         &'a self,
         tenant: Option<&str>,
         key: Option<&str>,
-    ) -> Result<(&'a str, &'a Context), Failure> {
+    ) -> Result<(&'a KeyArn, &'a Context), Failure> {
         let id = tenant.ok_or_else(|| Failure::new(What::Usage, "tenant_id is missing"))?;
         let tenant = (self.0.get(id))
             .ok_or_else(|| Failure::new(What::Permission, format!("there is no tenant {id:?}")))?;
@@ -101,34 +91,12 @@ impl Tenants {
                 let why = "kms_key_arn is missing, and this tenant has several keys";
                 return Err(Failure::new(What::Usage, why));
             }
-            (Some(key), keys) => keys.iter().find(|own| *own == key).ok_or_else(|| {
+            (Some(key), keys) => keys.iter().find(|own| own.as_str() == key).ok_or_else(|| {
                 let why = format!("tenant {id:?} may not use the key {key:?}");
                 Failure::new(What::Permission, why)
             })?,
         };
         Ok((found, &tenant.context))
-    }
-}
-
-/// The region that a key's ARN names.
-pub(super) fn region(key: &str) -> Option<&str> {
-    key.split(':').nth(3)
-}
-
-/// Whether it is the ARN of a key, in any of Amazon's partitions.
-fn is_key_arn(text: &str) -> bool {
-    let parts: Vec<_> = text.split(':').collect();
-    match parts[..] {
-        ["arn", partition, "kms", region, account, resource] => {
-            partition.starts_with("aws")
-                && !region.is_empty()
-                && account.len() == 12
-                && account.bytes().all(|b| b.is_ascii_digit())
-                && resource
-                    .strip_prefix("key/")
-                    .is_some_and(|id| !id.is_empty())
-        }
-        _ => false,
     }
 }
 
@@ -154,13 +122,13 @@ pub(super) mod tests {
     fn tenants_have_their_own_keys() {
         let tenants = tenants();
         let (key, context) = tenants.key(Some("acme"), None).unwrap();
-        assert_eq!(key, ONE);
+        assert_eq!(key.as_str(), ONE);
         assert_eq!(
             *context,
             Context::from([("tenant_id".into(), "acme".into())])
         );
         let (key, context) = tenants.key(Some("both"), Some(TWO)).unwrap();
-        assert_eq!(key, TWO);
+        assert_eq!(key.as_str(), TWO);
         assert_eq!(*context, Context::from([("purpose".into(), "x".into())]));
 
         let what = |tenant, key| tenants.key(tenant, key).unwrap_err().what;

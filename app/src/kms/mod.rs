@@ -11,25 +11,22 @@
 
 mod command;
 mod envelope;
-mod failure;
 mod policy;
 mod recipient;
 
 use std::collections::HashMap;
 
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeyEncryptionMechanism, RecipientInfo};
 use zeroize::Zeroizing;
 
+use crate::aws::{self, failure};
 use crate::error::{Failure, What};
 use crate::limits;
 use crate::nsm::Place;
 
 pub use command::{Command, run};
 pub use envelope::{Envelope, Error as EnvelopeError};
-pub use failure::failure;
 pub use policy::{PcrValues, policy};
 pub use recipient::{Error as RecipientError, Recipient};
 
@@ -88,21 +85,8 @@ impl Kms {
             }
             (Place::Enclave(_), false) => {}
         }
-        let timeouts = TimeoutConfig::builder()
-            .operation_attempt_timeout(limits::KMS_ATTEMPT)
-            .operation_timeout(limits::KMS_CALL)
-            .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts);
-        if let Some(region) = region {
-            loader = loader.region(Region::new(region));
-        }
-        let settings = loader.load().await;
-        if settings.region().is_none() {
-            let why = "no region: set AWS_REGION, or give --region";
-            return Err(Failure::new(What::Usage, why));
-        }
         Ok(Kms {
-            client: aws_sdk_kms::Client::new(&settings),
+            client: aws_sdk_kms::Client::new(&aws::settings(region).await?),
             place,
         })
     }

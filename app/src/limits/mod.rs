@@ -1,10 +1,9 @@
 //! Every bound, and why it is what it is: those of the secure module, of documents and of KMS here, the
 //! others by their module.
 
+pub mod aws;
 pub mod crypto;
 pub mod net;
-
-use std::time::Duration;
 
 /// The longest request to the secure module: its driver takes no more.
 pub const NSM_REQUEST: usize = 0x1000;
@@ -43,7 +42,3 @@ pub const KMS_PLAINTEXT: usize = 4096;
 pub const KMS_RANDOM: u32 = 1024;
 /// The longest envelope that KMS answers with: [`KMS_PLAINTEXT`] and what is around it.
 pub const ENVELOPE: usize = 8 * 1024;
-/// How long one attempt of a call may take; the SDK makes up to three.
-pub const KMS_ATTEMPT: Duration = Duration::from_secs(10);
-/// How long a call may take with all its attempts.
-pub const KMS_CALL: Duration = Duration::from_secs(30);
