@@ -9,9 +9,11 @@ Some regions misbehave, for tests of clients:
   eu-west-2       ignores `Recipient` and answers in plain text, as moto does
   ap-southeast-1  has a clock that is an hour ahead
 
-usage: server.py PORT ROOT-CERTIFICATE-DER
+usage: server.py PORT ROOT-CERTIFICATE-DER [--accept-unsigned REGION]
+  in that region documents without any signature are believed: QEMU's secure module makes such
 """
 
+import argparse
 import base64
 import datetime
 import email.utils
@@ -47,9 +49,10 @@ class Refused(Exception):
 class Honest:
     """The WSGI application in front of moto's."""
 
-    def __init__(self, moto, root):
+    def __init__(self, moto, root, accept_unsigned):
         self.moto = moto
         self.root = root
+        self.accept_unsigned = accept_unsigned
 
     def __call__(self, environ, start_response):
         length = int(environ.get("CONTENT_LENGTH") or 0)
@@ -86,7 +89,7 @@ class Honest:
         request = json.loads(body)
         recipient = request.pop("Recipient", None)
         if recipient and region != IGNORES_RECIPIENT:
-            document = self.document(action, recipient)
+            document = self.document(action, recipient, region)
         else:
             document = None
         self.permit(action, request, caller, region, document)
@@ -99,14 +102,14 @@ class Honest:
         print(f"{action} for {caller}: {'sealed' if document else 'plain'}", file=sys.stderr)
         return status, headers, answered
 
-    def document(self, action, recipient):
+    def document(self, action, recipient, region):
         if action not in ATTESTABLE:
             raise Refused("ValidationException", f"{action} takes no Recipient")
         if recipient.get("KeyEncryptionAlgorithm") != "RSAES_OAEP_SHA_256":
             raise Refused("ValidationException", "KeyEncryptionAlgorithm is not RSAES_OAEP_SHA_256")
         try:
             raw = base64.b64decode(recipient["AttestationDocument"])
-            return attestation.Document(raw, self.root)
+            return attestation.Document(raw, self.root, region == self.accept_unsigned)
         except attestation.Refused as refused:
             message = f"The attestation document {refused}."
             raise Refused("ValidationException", message) from refused
@@ -162,14 +165,18 @@ class Handler(MotoRequestHandler):
 
 
 def main():
-    port, root = sys.argv[1:]
-    digest = hashlib.sha256(pathlib.Path(root).read_bytes()).digest()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("root", type=pathlib.Path)
+    parser.add_argument("--accept-unsigned", metavar="REGION")
+    arguments = parser.parse_args()
+    digest = hashlib.sha256(arguments.root.read_bytes()).digest()
     moto = DomainDispatcherApplication(create_backend_app)
     print("serving", file=sys.stderr, flush=True)
     run_simple(
         "127.0.0.1",
-        int(port),
-        Honest(moto, digest),
+        arguments.port,
+        Honest(moto, digest, arguments.accept_unsigned),
         threaded=True,
         request_handler=Handler,
     )
