@@ -8,7 +8,7 @@ use super::keeper::Keeper;
 use super::tenants::{Context, Tenants};
 use crate::aws::KeyArn;
 use crate::error::{Failure, What};
-use crate::kms::Kms;
+use crate::kms::{Kms, Stock};
 use crate::nsm::Place;
 
 /// AWS KMS in the regions of the tenants' keys, and the security module of this enclave.
@@ -24,10 +24,11 @@ impl Aws {
     /// # Errors
     /// Outside an enclave without `plain`, and inside with it.
     pub(super) async fn new(place: Place, plain: bool, tenants: &Tenants) -> Result<Aws, Failure> {
+        let stock = Stock::of(&place);
         let mut regions = BTreeMap::new();
         for region in tenants.regions() {
             let kms = Kms::in_region(place.clone(), plain, Some(region.clone())).await?;
-            regions.insert(region, kms);
+            regions.insert(region, kms.with_stock(&stock));
         }
         Ok(Aws { place, regions })
     }

@@ -1,9 +1,9 @@
 //! AWS KMS from inside an enclave.
 //!
 //! Every call that can bring a secret out of KMS carries a `Recipient` there: a fresh attestation
-//! document over the public half of a key pair made for this call. KMS checks the document against
-//! the key's policy and seals its answer for that pair, so that the plaintext exists in the enclave
-//! alone. An answer that is not sealed is an error, never a fallback.
+//! document over the public half of a key pair that this call alone uses. KMS checks the document
+//! against the key's policy and seals its answer for that pair, so that the plaintext exists in the
+//! enclave alone. An answer that is not sealed is an error, never a fallback.
 //!
 //! Whether a call is attested follows from where it is made, not from a setting: inside an enclave
 //! always. Outside, the same calls work only when asked to be plain (`--plain`), and inside that
@@ -13,6 +13,7 @@ mod command;
 mod envelope;
 mod policy;
 mod recipient;
+mod stock;
 
 use std::collections::HashMap;
 
@@ -29,6 +30,7 @@ pub use command::{Command, run};
 pub use envelope::{Envelope, Error as EnvelopeError};
 pub use policy::{PcrValues, policy};
 pub use recipient::{Error as RecipientError, Recipient};
+pub use stock::Stock;
 
 /// The encryption context: bound to a ciphertext, and needed to open it again.
 pub type Context = HashMap<String, String>;
@@ -47,6 +49,7 @@ pub struct DataKey {
 pub struct Kms {
     client: aws_sdk_kms::Client,
     place: Place,
+    stock: Option<Stock>,
 }
 
 impl Kms {
@@ -88,7 +91,17 @@ impl Kms {
         Ok(Kms {
             client: aws_sdk_kms::Client::new(&aws::settings(region).await?),
             place,
+            stock: None,
         })
+    }
+
+    /// The same with key pairs made ahead: for services. One stock does for all their regions.
+    #[must_use]
+    pub fn with_stock(self, stock: &Stock) -> Kms {
+        Kms {
+            stock: Some(stock.clone()),
+            ..self
+        }
     }
 
     /// Decrypts. With a key, a ciphertext of another one is refused.
@@ -205,9 +218,11 @@ impl Kms {
             return Ok(Seal::Plain);
         }
         let place = self.place.clone();
-        // It takes a processor for a tenth of a second.
+        let ready = self.stock.as_ref().and_then(Stock::take);
+        // Making a pair takes a processor for a tenth of a second.
         tokio::task::spawn_blocking(move || {
-            let recipient = Recipient::generate()
+            let recipient = ready
+                .map_or_else(Recipient::generate, Ok)
                 .map_err(|_| Failure::new(What::Other, "cannot make an RSA key pair"))?;
             let document = place.attest(None, None, Some(recipient.public_key()))?;
             Ok(Seal::Attested {

@@ -42,3 +42,6 @@ pub const KMS_PLAINTEXT: usize = 4096;
 pub const KMS_RANDOM: u32 = 1024;
 /// The longest envelope that KMS answers with: [`KMS_PLAINTEXT`] and what is around it.
 pub const ENVELOPE: usize = 8 * 1024;
+/// Key pairs that a service has made ahead: the calls that come at once, without waiting for one.
+/// Each takes a few KiB, and a tenth of a second of a processor when there is nothing else to do.
+pub const KEY_PAIRS: usize = 32;
