@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Failure;
 use crate::nsm::Place;
-use crate::{attest, crypto, fetch, kms, nsm, serve, sidecar};
+use crate::{attest, crypto, fetch, kms, nsm, serve, sidecar, volume};
 
 /// What runs inside an AWS Nitro Enclave: attestation, KMS and services.
 #[derive(Debug, Parser)]
@@ -35,6 +35,9 @@ pub enum Command {
     Sidecar(sidecar::Args),
     /// An HTTPS client that reports how each request went
     Fetch(fetch::Args),
+    /// A folder that lasts: an NFSv4 export of the parent
+    #[command(subcommand)]
+    Volume(volume::Command),
 }
 
 /// Runs what the command line asks for, to its end. `place` tells where this is: the program looks
@@ -51,5 +54,6 @@ pub async fn run(cli: Cli, place: impl FnOnce() -> Result<Place, Failure>) -> Re
         Command::Crypto(args) => crypto::run(args, place()?).await,
         Command::Sidecar(args) => sidecar::run(args).await,
         Command::Fetch(args) => fetch::run(args).await,
+        Command::Volume(command) => volume::run(command).await,
     }
 }

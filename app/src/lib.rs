@@ -10,7 +10,7 @@
 //! | [`attest`] | what an attestation document says, and whether to believe it |
 //! | [`aws`] | what its services share: settings, keys, failures |
 //! | [`kms`] | AWS KMS, whose answers are sealed for this enclave alone |
-//! | [`serve`], [`crypto`], [`sidecar`], [`fetch`] | the services |
+//! | [`serve`], [`crypto`], [`sidecar`], [`fetch`], [`volume`] | the services |
 //! | [`net`] | what the services share: connections out and in, TLS roots, limits |
 
 pub mod attest;
@@ -27,3 +27,4 @@ pub mod net;
 pub mod nsm;
 pub mod serve;
 pub mod sidecar;
+pub mod volume;

@@ -4,6 +4,7 @@
 pub mod aws;
 pub mod crypto;
 pub mod net;
+pub mod volume;
 
 /// The longest request to the secure module: its driver takes no more.
 pub const NSM_REQUEST: usize = 0x1000;
