@@ -1,6 +1,7 @@
 """Whether to believe an attestation document: an implementation that shares nothing with ours."""
 
 import datetime
+import functools
 import hashlib
 
 import cbor2
@@ -12,6 +13,19 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 
 class Refused(Exception):
     """Why a document is not believed."""
+
+
+# A secure module shows the same certificates for hours: what does not change is found out once.
+@functools.lru_cache
+def load(der):
+    """A certificate, parsed."""
+    return x509.load_der_x509_certificate(der)
+
+
+@functools.lru_cache
+def verify_issued(below, above):
+    """Raises unless one certificate is signed by the other."""
+    below.verify_directly_issued_by(above)
 
 
 class Document:
@@ -44,10 +58,7 @@ class Document:
 def _check_signature(protected, payload, signature, fields, root, now):
     try:
         header = cbor2.loads(protected)
-        chain = [
-            x509.load_der_x509_certificate(der)
-            for der in [*fields["cabundle"], fields["certificate"]]
-        ]
+        chain = [load(der) for der in [*fields["cabundle"], fields["certificate"]]]
     except Exception as error:
         raise Refused(f"cannot be parsed ({type(error).__name__})") from error
     if header != {1: -35}:
@@ -62,7 +73,7 @@ def _check_signature(protected, payload, signature, fields, root, now):
     numbers = [int.from_bytes(part) for part in (signature[:half], signature[half:])]
     try:
         for above, below in zip(chain, chain[1:]):
-            below.verify_directly_issued_by(above)
+            verify_issued(below, above)
         chain[-1].public_key().verify(
             utils.encode_dss_signature(*numbers), signed, ec.ECDSA(hashes.SHA384())
         )

@@ -49,8 +49,10 @@ class Refused(Exception):
 class Honest:
     """The WSGI application in front of moto's."""
 
-    def __init__(self, moto, root, accept_unsigned):
-        self.moto = moto
+    def __init__(self, root, accept_unsigned):
+        self.moto = DomainDispatcherApplication(create_backend_app)
+        # The dispatcher searches its folder for each request; these are most.
+        self.kms = create_backend_app("kms")
         self.root = root
         self.accept_unsigned = accept_unsigned
 
@@ -83,7 +85,7 @@ class Honest:
         caller, region = signature.caller(environ["REQUEST_METHOD"], path, names, body, now)
         service, _, action = names.get("x-amz-target", "").partition(".")
         if service != "TrentService":
-            return self.forward(environ, body)
+            return self.forward(self.moto, environ, body)
         if f"kms.{region}." not in names["host"]:
             raise Refused("InvalidSignatureException", "Credential should be scoped to this region.")
         request = json.loads(body)
@@ -93,7 +95,7 @@ class Honest:
         else:
             document = None
         self.permit(action, request, caller, region, document)
-        status, headers, answered = self.forward(environ, json.dumps(request).encode())
+        status, headers, answered = self.forward(self.kms, environ, json.dumps(request).encode())
         if document and status.startswith("200"):
             fields = json.loads(answered)
             sealed = envelope.seal(document.key, base64.b64decode(fields.pop("Plaintext")))
@@ -144,7 +146,8 @@ class Honest:
             if not key.enabled:
                 raise Refused("DisabledException", f"{key.arn} is disabled.")
 
-    def forward(self, environ, body):
+    @staticmethod
+    def forward(moto, environ, body):
         """Asks moto."""
         inner = {**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
         said = []
@@ -152,7 +155,7 @@ class Honest:
         def start_response(status, headers, exc_info=None):
             said.extend([status, headers])
 
-        answered = b"".join(self.moto(inner, start_response))
+        answered = b"".join(moto(inner, start_response))
         return said[0], said[1], answered
 
 
@@ -171,12 +174,11 @@ def main():
     parser.add_argument("--accept-unsigned", metavar="REGION")
     arguments = parser.parse_args()
     digest = hashlib.sha256(arguments.root.read_bytes()).digest()
-    moto = DomainDispatcherApplication(create_backend_app)
     print("serving", file=sys.stderr, flush=True)
     run_simple(
         "127.0.0.1",
         arguments.port,
-        Honest(moto, digest, arguments.accept_unsigned),
+        Honest(digest, arguments.accept_unsigned),
         threaded=True,
         request_handler=Handler,
     )
