@@ -10,6 +10,7 @@
 //! word is refused, so that no command line makes an enclave's secrets travel unsealed.
 
 mod command;
+mod encryptor;
 mod envelope;
 mod policy;
 mod recipient;
@@ -27,6 +28,7 @@ use crate::limits;
 use crate::nsm::Place;
 
 pub use command::{Command, run};
+pub use encryptor::Encryptor;
 pub use envelope::{Envelope, Error as EnvelopeError};
 pub use policy::{PcrValues, policy};
 pub use recipient::{Error as RecipientError, Recipient};
@@ -128,7 +130,7 @@ impl Kms {
         seal.open(answer.ciphertext_for_recipient, answer.plaintext)
     }
 
-    /// Encrypts up to 4,096 bytes. Nothing secret comes back, so nothing is sealed.
+    /// As [`Encryptor::encrypt`].
     ///
     /// # Errors
     /// What failed and why.
@@ -138,26 +140,8 @@ impl Kms {
         key: &str,
         context: &Context,
     ) -> Result<Vec<u8>, Failure> {
-        if !(1..=limits::KMS_PLAINTEXT).contains(&plaintext.len()) {
-            let why = format!(
-                "KMS encrypts 1 to {} bytes; encrypt more with a data key",
-                limits::KMS_PLAINTEXT
-            );
-            return Err(Failure::new(What::Usage, why));
-        }
-        let answer = self
-            .client
-            .encrypt()
-            .plaintext(Blob::new(plaintext))
-            .key_id(key)
-            .set_encryption_context(optional(context))
-            .send()
-            .await
-            .map_err(|error| failure(&error, false))?;
-        answer
-            .ciphertext_blob
-            .map(Blob::into_inner)
-            .ok_or_else(|| Failure::new(What::Request, "KMS answered without a ciphertext"))
+        let client = self.client.clone();
+        Encryptor { client }.encrypt(plaintext, key, context).await
     }
 
     /// Makes a data key of this many bytes.
