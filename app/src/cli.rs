@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Failure;
 use crate::nsm::Place;
-use crate::{attest, crypto, fetch, kms, nsm, serve, sidecar, volume};
+use crate::{attest, cards, crypto, fetch, kms, nsm, serve, sidecar, volume};
 
 /// What runs inside an AWS Nitro Enclave: attestation, KMS and services.
 #[derive(Debug, Parser)]
@@ -31,6 +31,9 @@ pub enum Command {
     Serve(serve::Args),
     /// Decryption and encryption for a parent application
     Crypto(crypto::Args),
+    /// The payment-card example: cards by SQS, decrypted in the enclave
+    #[command(subcommand)]
+    Cards(cards::Command),
     /// An HTTP proxy that makes TLS inside the enclave
     Sidecar(sidecar::Args),
     /// An HTTPS client that reports how each request went
@@ -52,6 +55,8 @@ pub async fn run(cli: Cli, place: impl FnOnce() -> Result<Place, Failure>) -> Re
         Command::Kms(command) => kms::run(command, &place()?).await,
         Command::Serve(args) => serve::run(args, place()?).await,
         Command::Crypto(args) => crypto::run(args, place()?).await,
+        Command::Cards(cards::Command::Send(args)) => cards::send(args).await,
+        Command::Cards(cards::Command::Serve(args)) => cards::serve(args, place()?).await,
         Command::Sidecar(args) => sidecar::run(args).await,
         Command::Fetch(args) => fetch::run(args).await,
         Command::Volume(command) => volume::run(command).await,

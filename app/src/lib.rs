@@ -10,12 +10,13 @@
 //! | [`attest`] | what an attestation document says, and whether to believe it |
 //! | [`aws`] | what its services share: settings, keys, failures |
 //! | [`kms`] | AWS KMS, whose answers are sealed for this enclave alone |
-//! | [`serve`], [`crypto`], [`sidecar`], [`fetch`], [`volume`] | the services |
+//! | [`serve`], [`crypto`], [`cards`], [`sidecar`], [`volume`], [`fetch`] | the services |
 //! | [`net`] | what the services share: connections out and in, TLS roots, limits |
 
 pub mod attest;
 pub mod aws;
 pub mod bytes;
+pub mod cards;
 pub mod cli;
 pub mod crypto;
 pub mod error;

@@ -56,6 +56,9 @@ where
         "InvalidCiphertextException" => {
             why.push_str("; a ciphertext opens only with the encryption context it was made with");
         }
+        "AWS.SimpleQueueService.NonExistentQueue" | "QueueDoesNotExist" => {
+            why.push_str("; queues live in one region (AWS_REGION) and one account");
+        }
         "NotFoundException" => why.push_str("; keys live in one region (AWS_REGION)"),
         _ => {}
     }

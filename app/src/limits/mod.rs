@@ -2,6 +2,7 @@
 //! others by their module.
 
 pub mod aws;
+pub mod cards;
 pub mod crypto;
 pub mod net;
 pub mod volume;

@@ -1,5 +1,6 @@
 //! What the services share: connections out, connections in, and when to stop.
 
+pub mod backoff;
 pub mod dial;
 pub mod server;
 mod stall;

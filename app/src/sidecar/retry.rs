@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Method, StatusCode};
 
 use super::metrics::Trouble;
+use crate::net::backoff::random_part;
 
 /// The longest wait before an attempt. A client waits longer by itself if it wants to.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -81,13 +81,7 @@ impl Attempts {
         self.left -= 1;
         let bound = self.bound;
         self.bound = (bound * 2).min(LONGEST);
-        let mut random = [0; 4];
-        // Without randomness the whole bound is waited.
-        let part = match rand::fill(&mut random) {
-            Ok(()) => f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX),
-            Err(_) => 1.0,
-        };
-        Some(bound.mul_f64(part))
+        Some(random_part(bound))
     }
 }
 
