@@ -133,6 +133,9 @@ class Honest:
             return
         if key is None:
             raise Refused("NotFoundException", f"Key '{request.get('KeyId', '')}' does not exist")
+        if action == "Decrypt" and request.get("KeyId", key.arn) not in (key.arn, key.id):
+            message = "The key ID in the request does not identify a CMK that can perform this operation."
+            raise Refused("IncorrectKeyException", message)
         pcrs = document.pcrs if document else None
         if not policy.allows(json.loads(key.policy), caller, f"kms:{action}", pcrs):
             message = (
