@@ -30,6 +30,11 @@ def _is_resource(c):
     return any(re.search(r"\.Terraform(Resource|DataSource)$", ast.unparse(base)) for base in c.bases)
 
 
+def _is_property(f):
+    # What ends with _input is CDK's own.
+    return any("property" in ast.unparse(d) for d in f.decorator_list) and not f.name.endswith("_input")
+
+
 class Type:
     """A resource's type, or that of a block in it."""
 
@@ -38,7 +43,7 @@ class Type:
         methods = [f for f in c.body if isinstance(f, ast.FunctionDef)]
         init = next(f for f in methods if f.name == "__init__")
         self.arguments = {a.arg: ast.unparse(a.annotation) for a in init.args.kwonlyargs}
-        self.attributes = {f.name for f in methods if f.decorator_list} | set(self.arguments)
+        self.attributes = {f.name for f in methods if _is_property(f)} | set(self.arguments)
 
     def faults(self, body, where):
         """What of a block's body, as hcl2 reads it, the type does not have or lacks."""
