@@ -9,7 +9,7 @@ rule (see `tree`), inode numbers are counted, compression is told no name and no
     tarball   reads one from a tarball, whose names are not to be trusted
     program   the configuration's [program], checked against the root file system
     kernel    a kernel, its modules and its command line
-    binary    the static enclave-netd
+    binary    the static enclave-netd, and enclave-app for scripts/build-app
     cpio      writes names and nodes as an initramfs
     eif       writes and reads the image's sections
     pcrs      the measurements

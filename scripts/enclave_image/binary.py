@@ -1,7 +1,7 @@
-"""The static enclave-netd.
+"""Static programs of this repository: enclave-netd, unless one is given, and enclave-app.
 
-It is built from this repository unless one is given. The paths of the repository, of cargo's
-folder and of the compiler do not get into it, so that two builds with the same compiler are equal.
+The paths of the repository, of cargo's folder and of the compiler do not get into them, so that two
+builds with the same compiler are equal.
 """
 
 import os
@@ -14,13 +14,13 @@ from . import Wrong
 TARGET = "x86_64-unknown-linux-musl"
 
 
-def build(repository: Path) -> Path:
-    """Builds it; cargo tells on stderr how far it is."""
+def build(repository: Path, package: str) -> Path:
+    """Builds the program of that name; cargo complains on stderr."""
     cargo = [Path(folder) / "cargo" for folder in os.environ.get("PATH", "").split(":") if folder]
     home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
     cargo = next((file for file in [*cargo, home / "bin" / "cargo"] if os.access(file, os.X_OK)), None)
     if cargo is None:
-        raise Wrong("cargo is missing: see https://rustup.rs, or give a static enclave-netd with --enclave-netd")
+        raise Wrong(f"cargo is missing: see https://rustup.rs, or give a static {package}")
     rustc = cargo.with_name("rustc")
     sysroot = Path(output(repository, rustc, "--print", "sysroot"))
     if not (sysroot / "lib" / "rustlib" / TARGET / "lib").is_dir():
@@ -40,10 +40,10 @@ def build(repository: Path) -> Path:
         "CARGO_PROFILE_RELEASE_STRIP": "symbols",
     }
     target = Path(os.environ.get("CARGO_TARGET_DIR") or "target")
-    command = [cargo, "build", "--quiet", "--release", "--locked", "--package", "enclave-netd", "--target", TARGET]
+    command = [cargo, "build", "--quiet", "--release", "--locked", "--package", package, "--target", TARGET]
     if subprocess.run(command, cwd=repository, env=environment, check=False).returncode:
-        raise Wrong("enclave-netd cannot be built: see above")
-    return repository / target / TARGET / "release" / "enclave-netd"
+        raise Wrong(f"{package} cannot be built: see above")
+    return repository / target / TARGET / "release" / package
 
 
 def output(repository: Path, *command: object) -> str:

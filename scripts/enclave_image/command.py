@@ -95,7 +95,7 @@ def show_policy(arguments: argparse.Namespace) -> None:
 
 
 def enclave_netd(arguments: argparse.Namespace) -> bytes:
-    path = arguments.enclave_netd or binary.build(REPOSITORY)
+    path = arguments.enclave_netd or binary.build(REPOSITORY, "enclave-netd")
     data = binary.load(path)
     if len(data) > EXPECTED_BINARY:
         print(f"build-enclave: {path} has {size(len(data))}; is it stripped?", file=sys.stderr)
