@@ -159,6 +159,9 @@ fn what_an_emulated_secure_module_makes_is_refused_as_unsigned() {
     let named = Root::other(vec![0; 512]);
     assert_eq!(refused(&document, &Root::aws()), Error::Unsigned);
     assert_eq!(refused(&document, &named), Error::Unsigned);
+    // As QEMU makes it, with another algorithm and a shorter signature.
+    let qemu = include_bytes!("data/qemu-document/document.cose");
+    assert_eq!(refused(qemu, &Root::aws()), Error::Unsigned);
     // Nor with something for a signature.
     document[length - 1] = 1;
     let error = refused(&document, &named).to_string();
