@@ -1,9 +1,12 @@
 """The program in the enclave of scripts/test-eif: tells what it sees, one line each, and serves a
-port until somebody asks for /end. It knows nothing of enclaves but /dev/nsm."""
+port until somebody asks for /end. It knows nothing of enclaves but /dev/nsm.
+
+Beside it run two services of enclave-app, and any command of it when a test asks for that by /app."""
 
 import array
 import fcntl
 import http.server
+import json
 import os
 import socket
 import struct
@@ -14,6 +17,10 @@ import threading
 NAME = "web.lab.example"
 # _IOWR(0x0A, 0, struct nsm_raw): the addresses and lengths of a request and of room for the answer.
 NSM_IOCTL_RAW = 0xC0200A00
+SERVICES = [
+    ["enclave-app", "serve", "--tls", "--tls-name", "enclave.example.com"],
+    ["enclave-app", "crypto", "--tenants", "/etc/tenants.json"],
+]
 
 
 def pcr(device: int, index: int) -> str:
@@ -26,13 +33,31 @@ def pcr(device: int, index: int) -> str:
     return answer.tobytes().partition(b"\x64data\x58\x30")[2][:48].hex()
 
 
+def run(asked: dict) -> dict:
+    """One command of enclave-app, with more environment than this has."""
+    done = subprocess.run(
+        ["enclave-app", *asked["arguments"]],
+        env={**os.environ, **asked["environment"]},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    return {"code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = f"hello from python {sys.version.split()[0]} in the enclave\n".encode()
+    def answer(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer(json.dumps(run(asked)).encode())
+
+    def do_GET(self) -> None:
+        self.answer(f"hello from python {sys.version.split()[0]} in the enclave\n".encode())
         if self.path == "/end":
             threading.Thread(target=self.server.shutdown).start()
 
@@ -51,10 +76,14 @@ def main() -> int:
     device = os.open("/dev/nsm", os.O_RDWR)
     for index in range(3):
         print("pcr", index, pcr(device, index), flush=True)
+    services = [subprocess.Popen(words) for words in SERVICES]
     server = http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler)
     print("serving", flush=True)
     server.serve_forever()
     print("asked to end", flush=True)
+    for service in services:
+        service.terminate()
+    print("services ended", *(service.wait() for service in services), flush=True)
     return 7
 
 
