@@ -105,14 +105,6 @@ impl Aws {
         }
     }
 
-    /// Who administers keys.
-    pub fn admin(&self) -> Client<'_> {
-        Client {
-            credentials: Some(Client::ADMIN),
-            ..self.client()
-        }
-    }
-
     /// boto3, which is not ours; prints JSON.
     #[track_caller]
     pub fn boto3(
@@ -129,29 +121,6 @@ impl Aws {
 }
 
 impl Lab {
-    /// Makes a key with the policy that `kms policy` prints for an image with this PCR0.
-    ///
-    /// # Panics
-    /// When it cannot be made.
-    pub fn key_for(&self, aws: &Aws, pcr0: &str) -> String {
-        let file = self.config(&self.key_policy(pcr0));
-        let made = aws.boto3(&aws.admin(), &self.parent, &["set-up", &file]);
-        let key = made["key"].as_str();
-        key.unwrap_or_else(|| panic!("{made}")).to_owned()
-    }
-
-    /// The policy that `kms policy` prints for an image with this PCR0.
-    pub fn key_policy(&self, pcr0: &str) -> String {
-        let image = serde_json::json!({ "PCR0": pcr0, "PCR1": "01".repeat(48) });
-        let pcrs = self.config(&image.to_string());
-        let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
-        let (enclave, admin) = (role("enclave"), role("admin"));
-        let asked = ["kms", "policy", "--pcrs", &pcrs];
-        let whom = ["--principal", &enclave, "--admin", &admin];
-        let app = self.binary("enclave-app");
-        self.parent.run(&app, &[asked, whom].concat()).ok()
-    }
-
     /// Makes an authority for secure modules in a folder.
     pub fn authority(&self, dir: &Path) {
         let make = self.binary("make-authority");

@@ -153,9 +153,12 @@ impl Queue {
 
 impl Message {
     fn read(message: aws_sdk_sqs::types::Message) -> Option<Message> {
-        let receives = message.attributes()?.get(&ApproximateReceiveCount)?;
+        let receives = message
+            .attributes()
+            .and_then(|all| all.get(&ApproximateReceiveCount)?.parse().ok());
         Some(Message {
-            receives: receives.parse().ok()?,
+            // Other services than AWS's may not count.
+            receives: receives.unwrap_or(1),
             id: message.message_id?,
             body: message.body?,
             receipt: message.receipt_handle?,
