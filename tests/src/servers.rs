@@ -63,6 +63,27 @@ impl Lab {
         }
     }
 
+    /// Starts an NFSv4 server on the parent's loopback; what it exports as `/volume` is the folder.
+    pub fn ganesha(&self) -> (Server, PathBuf) {
+        let dir = self.parent.dir().join("ganesha");
+        let export = dir.join("export");
+        fs::create_dir_all(&export).unwrap();
+        fs::create_dir_all(dir.join("recovery")).unwrap();
+        let conf = fill(self, "ganesha.conf", &dir);
+        let pid = dir.join("pid");
+        let line = [
+            "-F",
+            "-f",
+            &conf,
+            "-p",
+            pid.to_str().unwrap(),
+            "-L",
+            "/dev/stderr",
+        ];
+        let process = self.parent.spawn("ganesha.nfsd", &line);
+        (self.parent.accepting(process, "127.0.0.1:2049"), export)
+    }
+
     /// Starts unbound with the zone `lab.example` in the internet.
     pub fn unbound(&self) -> Server {
         let dir = self.internet.dir().join("unbound");
