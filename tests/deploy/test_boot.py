@@ -4,9 +4,9 @@ rpm, dnf, aws and systemctl are stand-ins there: the first three do what AWS's d
 systemctl notes what it was asked. What came of it is given to systemd and host-netd."""
 
 import hashlib
-import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +26,7 @@ STAND_INS = {
         echo 'memory_mib: 512' >/etc/nitro_enclaves/allocator.yaml
         printf '#!/bin/sh\\n' >/usr/bin/nitro-cli
         chmod +x /usr/bin/nitro-cli
-        printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\n[Install]\\nWantedBy=multi-user.target\\n' \\
+        printf '[Service]\\nType=oneshot\\nExecStart=/bin/true\\n[Install]\\nWantedBy=multi-user.target\\n' \\
             >/usr/lib/systemd/system/nitro-enclaves-allocator.service
     """,
     "aws": """
@@ -46,7 +46,10 @@ mkdir "$1"/{upper,overlay,root}
 mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/overlay" overlay "$1/root"
 mount -t proc proc "$1/root/proc"
 for folder in dev run tmp; do mount -t tmpfs -o mode=755 "$folder" "$1/root/$folder"; done
-for device in null zero urandom random; do touch "$1/root/dev/$device"; mount --bind "/dev/$device" "$1/root/dev/$device"; done
+for device in null zero urandom random; do
+    touch "$1/root/dev/$device"
+    mount --bind "/dev/$device" "$1/root/dev/$device"
+done
 ip link set lo up
 exec sleep infinity
 """
@@ -65,7 +68,8 @@ class Machine:
         while self.inner is None:
             if self.process.poll() is not None:
                 raise RuntimeError("the copy of the machine was not made")
-            children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            tasks = pathlib.Path(f"/proc/{self.process.pid}/task")
+            children = (tasks / str(self.process.pid) / "children").read_text().split()
             if children and pathlib.Path(f"/proc/{children[0]}/comm").read_text() == "sleep\n":
                 self.inner = children[0]
         self.root = pathlib.Path(f"/proc/{self.inner}/root{top}/root")
@@ -137,9 +141,10 @@ class Boot(unittest.TestCase):
         verified = self.machine.run("systemd-analyze", "verify", "--man=no", *units)
         self.assertEqual((verified.returncode, verified.stdout + verified.stderr), (0, ""))
         unit = self.machine.read(units[1]).decode().replace("%i", "16")
-        for word in unit.split("ExecStart=")[1].splitlines()[0].split() + [unit.split("EnvironmentFile=")[1].split()[0]]:
-            if word.startswith("/"):
-                self.assertTrue((self.machine.root / word[1:]).is_file(), word)
+        paths = re.findall(r"[= ](/[^ \n]+)", re.sub(r"(?m)^#.*", "", unit))
+        self.assertEqual(len(paths), 4)
+        for path in paths:
+            self.assertTrue((self.machine.root / path[1:]).is_file(), path)
 
         # host-netd takes its file, but for the link: AF_VSOCK is not everywhere.
         said = self.machine.run(

@@ -79,7 +79,7 @@ class Manifests(unittest.TestCase):
         for amounts in container["resources"].values():
             self.assertEqual(amounts["hugepages-2Mi"], f"{memory}Mi")
             self.assertEqual(amounts["aws.ec2.nitro/nitro_enclaves"], "1")
-        cids = {int(cid) for cid in re.findall(r"--enclave-cid (\d+)|EnclaveCID\": (\d+)", script) for cid in cid if cid}
+        cids = {int(cid) for cid in re.findall(r'(?:--enclave-cid |EnclaveCID": )(\d+)', script)}
         self.assertEqual(len(cids), 1)
         self.assertLessEqual(cids, {enclave["cid"] for enclave in self.enclaves})
         checked = subprocess.run(["shellcheck", "--shell=bash", "-"], input=script, text=True, capture_output=True)
@@ -111,7 +111,8 @@ class Manifests(unittest.TestCase):
             command = container[probe]["exec"]["command"]
             self.assertEqual(command[0], "/host-netd")
             deadline = time.monotonic() + 10
-            while (asked := subprocess.run([*as_pod, program, *command[1:], *admin], capture_output=True)).returncode:
+            ask = [*as_pod, program, *command[1:], *admin]
+            while (asked := subprocess.run(ask, capture_output=True)).returncode:
                 self.assertLess(time.monotonic(), deadline, asked.stderr.decode() + (folder / "log").read_text())
                 time.sleep(0.05)
         said = (folder / "log").read_text()

@@ -180,7 +180,8 @@ class Values(unittest.TestCase):
         values = self.evaluation.run(
             publish=["8443:443", "53/udp"], destinations=["tcp api.example.com:443"], enclave_cid=17,
             enclave_memory_mib=4096, enclave_cpus=4)
-        self.assertEqual(values["published"], [{"port": 8443, "protocol": "tcp"}, {"port": 53, "protocol": "udp"}])
+        self.assertEqual(values["published"], [
+            {"port": 8443, "protocol": "tcp"}, {"port": 53, "protocol": "udp"}])
         netd = tomllib.loads(values["rendered"]["/etc/host-netd/host-netd.toml"])
         self.assertEqual(netd["enclave"], [{
             "cid": 17, "publish": ["8443:443", "53/udp"],
@@ -201,8 +202,10 @@ class Values(unittest.TestCase):
         install = files["/usr/sbin/install-enclave"]
         self.assertEqual(install["content"], (TERRAFORM / "templates/install-enclave").read_text())
         self.assertEqual(parsed["runcmd"], [["/usr/sbin/install-enclave"]])
-        sums = dict(reversed(line.split("  ")) for line in files["/etc/enclaves/SHA256SUMS"]["content"].splitlines())
-        contents = {path: (self.evaluation.folder / source).read_bytes() for path, source in values["sources"].items()}
+        manifest = files["/etc/enclaves/SHA256SUMS"]["content"].splitlines()
+        sums = dict(reversed(line.split("  ")) for line in manifest)
+        folder = self.evaluation.folder
+        contents = {path: (folder / source).read_bytes() for path, source in values["sources"].items()}
         contents |= {path: text.encode() for path, text in values["rendered"].items()}
         self.assertEqual(sums, {path: hashlib.sha256(c).hexdigest() for path, c in contents.items()})
 
@@ -263,7 +266,8 @@ class KeyPolicy(unittest.TestCase):
 
     def test_it_is_the_one_that_enclave_app_prints(self):
         app = pathlib.Path(os.environ["NETD_BIN_DIR"], "enclave-app")
-        for name, pcrs in ("flat", PCRS | {"PCR8": "12" * 48}), ("nested", {"Measurements": {"HashAlgorithm": "Sha384 { ... }"} | PCRS}):
+        nested = {"Measurements": {"HashAlgorithm": "Sha384 { ... }"} | PCRS}
+        for name, pcrs in ("flat", PCRS | {"PCR8": "12" * 48}), ("nested", nested):
             with self.subTest(name):
                 path = self.evaluation.write(f"{name}.json", json.dumps(pcrs))
                 policy = self.evaluation.run(pcr_values=path)["key_policy"]
@@ -271,7 +275,8 @@ class KeyPolicy(unittest.TestCase):
                     # One alone is the same to IAM as a list of it.
                     [statement["Principal"]["AWS"]] = statement["Principal"]["AWS"]
                 printed = subprocess.run(
-                    [app, "kms", "policy", "--pcrs", self.evaluation.folder / path, "--principal", ROLE, "--admin", ROOT],
+                    [app, "kms", "policy", "--pcrs", self.evaluation.folder / path,
+                     "--principal", ROLE, "--admin", ROOT],
                     check=True, capture_output=True).stdout
                 self.assertEqual(policy, json.loads(printed))
 
