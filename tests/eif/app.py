@@ -120,7 +120,7 @@ def secure_module(enclave):
     extended = enclave.ok("nsm", "extend-pcr", "16", "--data", "text:one")["value"]
     check("nsm extend-pcr 16", extended == hashlib.sha384(bytes(48) + b"one").hexdigest(), extended)
     said = enclave.ok("nsm", "describe-pcr", "16")
-    check("and it stays so", said == {"index": 16, "locked": False, "value": extended}, said)
+    check("nsm describe-pcr 16 tells the same", said == {"index": 16, "locked": False, "value": extended}, said)
     extend = ["nsm", "extend-pcr", "--data", "text:two"]
     enclave.refused("nsm extend-pcr 0 is refused", 7, "the PCR is locked", *extend, "0")
     enclave.ok("nsm", "lock-pcr", "16")
@@ -128,8 +128,8 @@ def secure_module(enclave):
     enclave.ok("nsm", "lock-pcrs", "20")
     locked = enclave.ok("nsm", "describe")["locked_pcrs"]
     check("nsm lock-pcrs 20", set(range(20)) <= set(locked) and 20 not in locked, locked)
-    enclave.refused("the last of them is locked", 7, "the PCR is locked", *extend, "19")
-    check("the next one is not", "value" in enclave.ok(*extend, "20"))
+    enclave.refused("nsm extend-pcr 19 is refused then", 7, "the PCR is locked", *extend, "19")
+    check("nsm extend-pcr 20 is not", "value" in enclave.ok(*extend, "20"))
     enclave.refused("nsm describe-pcr 32 is refused", 2, "usage: ", "nsm", "describe-pcr", "32")
     numbers = [enclave.ok("nsm", "random", "--bytes", "1000")["random"] for _ in range(2)]
     check("nsm random, twice", [len(number) for number in numbers] == [2000, 2000] and len(set(numbers)) == 2, *numbers)
@@ -152,13 +152,13 @@ def attestation(enclave):
         seen,
     )
     pcrs = [fields["pcrs"][index].hex() for index in range(3)]
-    check("and the measurements of the image", pcrs == [enclave.measured[f"PCR{index}"] for index in range(3)], pcrs)
-    check("and the time", abs(fields["timestamp"] / 1000 - time.time()) < 300, fields["timestamp"])
+    check("nsm attest: the measurements of the image", pcrs == [enclave.measured[f"PCR{index}"] for index in range(3)], pcrs)
+    check("nsm attest: the time", abs(fields["timestamp"] / 1000 - time.time()) < 300, fields["timestamp"])
     verify = [enclave.app, "attest", "verify", enclave.folder / "document"]
     done = subprocess.run(verify, capture_output=True, text=True)
     refused = done.returncode == 7 and not json.loads(done.stdout)["verified"]
     check("attest verify refuses it: nobody signed it", refused and "nobody signed it" in done.stderr, done)
-    enclave.refused("more user data than fits is refused", 2, "512 bytes", "nsm", "attest", "--user-data", f"text:{'x' * 513}")
+    enclave.refused("nsm attest: more user data than fits is refused", 2, "512 bytes", "nsm", "attest", "--user-data", f"text:{'x' * 513}")
 
 
 def served(enclave):
@@ -181,8 +181,8 @@ def served(enclave):
     fields = fields_of(said)
     bound = f"tls-key-sha256:{hashlib.sha256(key).hexdigest()}".encode()
     check("serve /attestation: the nonce", fields["nonce"] == b"\xca\xfe", fields)
-    check("and the key of this very connection", fields["user_data"] == bound, fields["user_data"], bound)
-    check("and the image", fields["pcrs"][0].hex() == enclave.measured["PCR0"])
+    check("serve /attestation: the key of this very connection", fields["user_data"] == bound, fields["user_data"], bound)
+    check("serve /attestation: the image", fields["pcrs"][0].hex() == enclave.measured["PCR0"])
 
 
 def key_management(enclave):
@@ -196,11 +196,11 @@ def key_management(enclave):
     begin = time.monotonic()
     second = enclave.ok("kms", "generate-random")["random"]
     print(f"  {time.monotonic() - begin:.1f} s for another", flush=True)
-    check("again, with the parent's role by IMDSv2 through the tunnel", second != first and asked in enclave.log("imds"))
+    check("kms generate-random, the parent's role by IMDSv2 through the tunnel", second != first and asked in enclave.log("imds"))
     log = enclave.log("kms")
-    check("KMS sealed its answers", log.count(f"GenerateRandom for {ROLE}enclave: sealed") >= 2, log)
+    check("kms: the answers were sealed", log.count(f"GenerateRandom for {ROLE}enclave: sealed") >= 2, log)
     enclave.refused(
-        "a KMS that believes signed documents alone refuses",
+        "kms: where signed documents alone are believed, it is refused",
         7,
         "The attestation document is not signed",
         *["kms", "generate-random", "--region", "eu-west-1"],
@@ -209,15 +209,15 @@ def key_management(enclave):
     decrypt = ["kms", "decrypt", "--context", "tenant_id=acme", "--ciphertext"]
     opened = enclave.ok(*decrypt, f"base64:{sealed}")["plaintext"]
     check("kms decrypt", base64.b64decode(opened) == SECRET, opened)
-    enclave.refused("a key for another image is refused", 6, "PCR values", *decrypt, f"base64:{enclave.seal('another')}")
+    enclave.refused("kms decrypt: a key for another image is refused", 6, "PCR values", *decrypt, f"base64:{enclave.seal('another')}")
     try:
         kms_of(enclave.folder, ENCLAVE).decrypt(CiphertextBlob=base64.b64decode(sealed), EncryptionContext=CONTEXT)
-        check("the same credentials outside are refused", False)
+        check("kms: the same credentials outside are refused", False)
     except ClientError as error:
-        check("the same credentials outside are refused", error.response["Error"]["Code"] == "AccessDeniedException", error)
+        check("kms: the same credentials outside are refused", error.response["Error"]["Code"] == "AccessDeniedException", error)
     plain = f"{ROLE}enclave: plain"
     calls = [line for line in enclave.log("kms").splitlines() if plain in line and not line.startswith("Encrypt")]
-    check("nothing secret left KMS unsealed", not calls, *calls)
+    check("kms: nothing secret left it unsealed", not calls, *calls)
 
 
 def credentials():
