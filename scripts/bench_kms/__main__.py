@@ -184,7 +184,8 @@ def main():
     parser.add_argument("--delay", type=float, default=20)
     options = parser.parse_args()
     # Whatever ends this ends what it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     machine()
     lab("down")
     try:
