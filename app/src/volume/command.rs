@@ -33,7 +33,7 @@ struct ServerArgs {
     #[arg(long, default_value_t = 2049, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// The version of NFS to speak; no other one is tried
-    #[arg(long = "nfs", value_enum, default_value_t = Version::Two)]
+    #[arg(long = "nfs", value_enum, default_value_t = Version::One)]
     version: Version,
 }
 

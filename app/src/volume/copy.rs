@@ -93,7 +93,7 @@ impl Copier {
         match done {
             Ok(()) => Ok(self.tally),
             Err(why) => Err(Broken {
-                path: self.path,
+                path: Path::new(".").join(self.path),
                 why,
             }),
         }
@@ -103,7 +103,9 @@ impl Copier {
         if depth > limits::DEPTH {
             return Err(Why::Depth);
         }
-        for entry in Dir::read_from(from).map_err(read)? {
+        // A mount without a place is a folder that cannot be read itself (O_PATH).
+        let listed = open_below(from, c".", OFlags::DIRECTORY, Mode::empty()).map_err(read)?;
+        for entry in Dir::new(listed).map_err(read)? {
             let entry = entry.map_err(read)?;
             let name = entry.file_name();
             if name != c"." && name != c".." {

@@ -102,7 +102,7 @@ fn a_limit_ends_it_and_no_half_file_stays() {
     let broken = folders.copy(2 * limits::PIECE as u64).unwrap_err();
     assert_eq!(
         broken.to_string(),
-        "big: more than 2 MiB in all: raise --limit if the enclave has the memory"
+        "./big: more than 2 MiB in all: raise --limit if the enclave has the memory"
     );
     assert!(!folders.to("big").exists());
 }
