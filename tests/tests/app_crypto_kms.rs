@@ -5,7 +5,6 @@
 
 use netd_tests::{Aws, Client, Daemons, Lab, Process, Server};
 use serde_json::{Value, json};
-use std::fs;
 
 /// A lab with AWS in it, a key for enclaves of the image `aa…`, and two tenants that share it.
 struct Bed {
@@ -25,7 +24,7 @@ impl Bed {
         let dns = lab.unbound();
         let aws = lab.aws();
         let daemons = lab.up_with(&["--publish", "5000"], r#"publish = ["5000/tcp"]"#);
-        let key = key(&lab, &aws);
+        let key = aws.sealed_key("us-east-1", &lab);
         let tenants = json!({"tenants": {"acme": {"keys": [key]}, "zeta": {"keys": [key]}}});
         let tenants = lab.config(&tenants.to_string());
         let service = start(&lab, &aws, &tenants, "aa");
@@ -52,37 +51,6 @@ impl Bed {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
     }
-}
-
-/// A key whose policy `kms policy` prints.
-fn key(lab: &Lab, aws: &Aws) -> String {
-    let pcrs = lab.dir().join("pcr-values.json");
-    let image = json!({ "PCR0": "aa".repeat(48), "PCR1": "01".repeat(48) });
-    fs::write(&pcrs, image.to_string()).unwrap();
-    let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
-    let (enclave, admin) = (role("enclave"), role("admin"));
-    let line = [
-        "kms",
-        "policy",
-        "--pcrs",
-        pcrs.to_str().unwrap(),
-        "--principal",
-        &enclave,
-        "--admin",
-        &admin,
-    ];
-    let policy = lab.parent.run(&lab.binary("enclave-app"), &line).ok();
-    let file = lab.dir().join("policy.json");
-    fs::write(&file, policy).unwrap();
-    let admin = Client {
-        credentials: Some(Client::ADMIN),
-        ..aws.client()
-    };
-    let made = aws.boto3(&admin, &lab.parent, &["set-up", file.to_str().unwrap()]);
-    made["key"]
-        .as_str()
-        .unwrap_or_else(|| panic!("{made}"))
-        .to_owned()
 }
 
 /// Starts the service in an enclave whose image's PCR0 is this byte, 48 times.
@@ -175,4 +143,40 @@ fn many_programs_are_served_at_once() {
     for answers in opened {
         assert_eq!(answers, [json!({"success": true, "plaintext": "shared"})]);
     }
+}
+
+#[test]
+fn a_key_or_a_kms_that_is_gone_is_told_and_its_return_needs_no_restart() {
+    let mut bed = Bed::new();
+    let made = bed.ask(&[encrypt("acme", "shared")]);
+    let ask = [decrypt("acme", &made[0]["encrypted_response"])];
+    let opened = [json!({"success": true, "plaintext": "shared"})];
+    let admin = |bed: &Bed, operation: &str| {
+        let id = bed.key.rsplit('/').next().unwrap();
+        let mut arguments = json!({ "KeyId": id });
+        if operation == "schedule_key_deletion" {
+            arguments["PendingWindowInDays"] = 7.into();
+        }
+        let arguments = ["call", operation, &arguments.to_string()];
+        let done = bed.aws.boto3(&bed.aws.admin(), &bed.lab.parent, &arguments);
+        assert_eq!(done.get("refused"), None, "{done}");
+    };
+    let refused = |bed: &Bed, word: &str| {
+        let answers = bed.ask(&ask);
+        let error = answers[0]["error"].as_str().unwrap_or_default();
+        assert!(error.starts_with(word), "{word}: {answers:?}");
+    };
+    admin(&bed, "disable_key");
+    refused(&bed, "request: DisabledException");
+    admin(&bed, "enable_key");
+    assert_eq!(bed.ask(&ask), opened);
+
+    bed.aws.nginx.kill();
+    refused(&bed, "network: ");
+    bed.aws.nginx = bed.lab.aws_nginx();
+    assert_eq!(bed.ask(&ask), opened);
+
+    admin(&bed, "schedule_key_deletion");
+    refused(&bed, "request: KMSInvalidStateException");
+    assert!(bed.service.terminate().success());
 }

@@ -2,166 +2,39 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use netd_tests::{Aws, Client, Daemons, Lab, Server};
-use serde_json::{Value, json};
-use std::fs;
+use netd_tests::{Client, KmsBed as Bed, Machine, base64};
+use serde_json::json;
 use std::time::Instant;
-
-/// The context that the tests' ciphertexts are bound to.
-const CONTEXT: &str = "tenant=one";
-const SECRET: &str = "the secret of tenant one";
-
-/// A lab with AWS in it, and a key for the enclave of [`Aws::client`] alone.
-struct Bed {
-    // In the order of their end.
-    _daemons: Daemons,
-    aws: Aws,
-    _dns: Server,
-    key: String,
-    ciphertext: String,
-    lab: Lab,
-}
-
-impl Bed {
-    fn new() -> Bed {
-        Bed::with(&[])
-    }
-
-    /// The same with arguments for host-netd.
-    fn with(host: &[&str]) -> Bed {
-        let lab = Lab::new();
-        let dns = lab.unbound();
-        let aws = lab.aws();
-        let daemons = lab.up_with(host, "");
-        let mut bed = Bed {
-            _daemons: daemons,
-            aws,
-            _dns: dns,
-            key: String::new(),
-            ciphertext: String::new(),
-            lab,
-        };
-        bed.key = bed.key_for("us-east-1");
-        bed.ciphertext = bed.encrypt(&bed.aws.client(), &bed.key);
-        bed
-    }
-
-    /// A key with the policy that `kms policy` prints for the client's image.
-    fn key_for(&self, region: &str) -> String {
-        let pcrs = self.lab.dir().join("pcr-values.json");
-        let image = json!({ "PCR0": "aa".repeat(48), "PCR1": "01".repeat(48) });
-        fs::write(&pcrs, image.to_string()).unwrap();
-        let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
-        let app = self.lab.binary("enclave-app");
-        let (enclave, admin) = (role("enclave"), role("admin"));
-        let arguments = ["kms", "policy", "--pcrs", pcrs.to_str().unwrap()];
-        let arguments = [
-            &arguments[..],
-            &["--principal", &enclave, "--admin", &admin],
-        ]
-        .concat();
-        let policy = self.lab.parent.run(&app, &arguments).ok();
-        let file = self.lab.dir().join("policy.json");
-        fs::write(&file, policy).unwrap();
-        let made = self.aws.boto3(
-            &self.admin(region),
-            &self.lab.parent,
-            &["set-up", file.to_str().unwrap()],
-        );
-        made["key"].as_str().unwrap().to_owned()
-    }
-
-    fn admin<'a>(&'a self, region: &'a str) -> Client<'a> {
-        Client {
-            credentials: Some(Client::ADMIN),
-            region,
-            ..self.aws.client()
-        }
-    }
-
-    fn encrypt(&self, client: &Client<'_>, key: &str) -> String {
-        let plaintext = format!("text:{SECRET}");
-        let sealed = self.ok(
-            client,
-            &[
-                "encrypt",
-                "--key",
-                key,
-                "--plaintext",
-                &plaintext,
-                "--context",
-                CONTEXT,
-            ],
-        );
-        format!("base64:{}", sealed["ciphertext"].as_str().unwrap())
-    }
-
-    /// `kms` in the enclave, which has a secure module of the test's.
-    fn kms(&self, client: &Client<'_>, arguments: &[&str]) -> netd_tests::Done {
-        let app = self.lab.binary("attested-app");
-        client.run(&self.lab.enclave, &app, &[&["kms"], arguments].concat())
-    }
-
-    fn ok(&self, client: &Client<'_>, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.kms(client, arguments).ok()).unwrap()
-    }
-
-    fn decrypt(&self) -> [&str; 5] {
-        [
-            "decrypt",
-            "--ciphertext",
-            &self.ciphertext,
-            "--context",
-            CONTEXT,
-        ]
-    }
-
-    /// A call that fails, by exit code and words, and says nothing on standard output.
-    #[track_caller]
-    fn refused(&self, client: &Client<'_>, arguments: &[&str], code: i32, words: &[&str]) {
-        let done = self.kms(client, arguments);
-        assert_eq!(done.code(), code, "{}", done.text());
-        for word in words {
-            assert!(done.stderr.contains(word), "no {word:?}: {}", done.stderr);
-        }
-        assert_eq!(done.stdout, "");
-        for secret in [SECRET, "enclave-secret", "stranger-secret"] {
-            assert!(!done.stderr.contains(secret), "{}", done.stderr);
-        }
-    }
-}
-
-fn base64(text: &Value) -> Vec<u8> {
-    use std::io::Write;
-    let mut child = std::process::Command::new("base64")
-        .arg("-d")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    input.write_all(text.as_str().unwrap().as_bytes()).unwrap();
-    drop(input);
-    child.wait_with_output().unwrap().stdout
-}
 
 #[test]
 fn every_answer_is_sealed_and_opened_in_the_enclave() {
     let bed = Bed::new();
     let client = bed.aws.client();
     let opened = bed.ok(&client, &bed.decrypt());
-    assert_eq!(base64(&opened["plaintext"]), SECRET.as_bytes());
+    assert_eq!(base64(&opened["plaintext"]), Bed::SECRET.as_bytes());
     let with_key = [&bed.decrypt()[..], &["--key", &bed.key]].concat();
     assert_eq!(bed.ok(&client, &with_key), opened);
 
     let made = bed.ok(
         &client,
-        &["generate-data-key", "--key", &bed.key, "--context", CONTEXT],
+        &[
+            "generate-data-key",
+            "--key",
+            &bed.key,
+            "--context",
+            Bed::CONTEXT,
+        ],
     );
     let sealed = format!("base64:{}", made["ciphertext"].as_str().unwrap());
     let again = bed.ok(
         &client,
-        &["decrypt", "--ciphertext", &sealed, "--context", CONTEXT],
+        &[
+            "decrypt",
+            "--ciphertext",
+            &sealed,
+            "--context",
+            Bed::CONTEXT,
+        ],
     );
     assert_eq!(again["plaintext"], made["plaintext"]);
     assert_eq!(base64(&made["plaintext"]).len(), 32);
@@ -181,47 +54,6 @@ fn every_answer_is_sealed_and_opened_in_the_enclave() {
             "{log}"
         );
     }
-}
-
-#[test]
-fn boto3_through_the_same_tunnel_is_the_control() {
-    let bed = Bed::new();
-    let client = bed.aws.client();
-    // A key whose policy asks for no document.
-    let open = bed.lab.dir().join("open.json");
-    let statement = json!({
-        "Effect": "Allow", "Principal": { "AWS": "arn:aws:iam::123456789012:root" },
-        "Action": "kms:*", "Resource": "*",
-    });
-    let policy = json!({ "Version": "2012-10-17", "Statement": [statement] });
-    fs::write(&open, policy.to_string()).unwrap();
-    let made = bed.aws.boto3(
-        &bed.admin("us-east-1"),
-        &bed.lab.parent,
-        &["set-up", open.to_str().unwrap()],
-    );
-    let context = r#"{"tenant": "one"}"#;
-    let used = bed.aws.boto3(
-        &client,
-        &bed.lab.enclave,
-        &["use", made["key"].as_str().unwrap(), context, SECRET],
-    );
-    assert_eq!(used["plaintext"], SECRET);
-    assert_eq!(used["random"], 32);
-    // What one encrypts the other opens.
-    let theirs = format!("base64:{}", used["ciphertext"].as_str().unwrap());
-    let opened = bed.ok(
-        &client,
-        &["decrypt", "--ciphertext", &theirs, "--context", CONTEXT],
-    );
-    assert_eq!(base64(&opened["plaintext"]), SECRET.as_bytes());
-    // The same credentials without a document open nothing of the enclave's own key.
-    let refused = bed.aws.boto3(
-        &client,
-        &bed.lab.enclave,
-        &["use", &bed.key, context, SECRET],
-    );
-    assert_eq!(refused["refused"], "AccessDeniedException");
 }
 
 #[test]
@@ -265,24 +97,6 @@ fn another_image_another_root_and_another_caller_are_refused() {
         2,
         &["usage:", "every answer is sealed"],
     );
-}
-
-#[test]
-fn the_parents_role_comes_by_imds_where_the_host_allows_it() {
-    let role = |aws| Client {
-        credentials: None,
-        has_imds: true,
-        ..Aws::client(aws)
-    };
-    let bed = Bed::with(&["--allow", "tcp 169.254.169.254:80"]);
-    let _imds = bed.lab.imds(&bed.aws);
-    let opened = bed.ok(&role(&bed.aws), &bed.decrypt());
-    assert_eq!(base64(&opened["plaintext"]), SECRET.as_bytes());
-
-    let closed = Bed::new();
-    let _imds = closed.lab.imds(&closed.aws);
-    let words = ["credentials:"];
-    closed.refused(&role(&closed.aws), &closed.decrypt(), 5, &words);
 }
 
 #[test]
@@ -386,7 +200,7 @@ fn each_failure_says_what_failed() {
     bed.refused(&system, &random, 4, &["tls:", "UnknownIssuer"]);
 
     // The key disabled, and pending deletion.
-    let admin = bed.admin("us-east-1");
+    let admin = bed.aws.admin();
     // moto wants the bare identifier for these.
     let id = bed.key.rsplit('/').next().unwrap();
     let key = json!({ "KeyId": id }).to_string();
@@ -409,6 +223,38 @@ fn each_failure_says_what_failed() {
     );
 }
 
+/// Whoever answers in the name of KMS: nothing that is wrong is used.
+#[test]
+fn answers_that_are_wrong_are_not_used() {
+    let bed = Bed::new();
+    let (decryption, request) = (8, 9);
+    for (region, code, words) in [
+        (
+            "ca-central-1",
+            decryption,
+            &["decryption:", "another key"][..],
+        ),
+        ("sa-east-1", decryption, &["decryption:", "another key"]),
+        ("eu-west-3", decryption, &["decryption:", "cannot be read"]),
+        ("eu-south-1", request, &["request:"]),
+        ("ap-south-1", request, &["request:"]),
+        ("ap-east-1", request, &["request:"]),
+    ] {
+        eprintln!("{region}");
+        let client = Client {
+            region,
+            ..bed.aws.client()
+        };
+        bed.refused(&client, &["generate-random"], code, words);
+    }
+    // The name has no address, and nobody serves it.
+    let nowhere = Client {
+        region: "eu-north-1",
+        ..bed.aws.client()
+    };
+    bed.refused(&nowhere, &["generate-random"], 3, &["network:", "lookup"]);
+}
+
 /// Measured beside a direct call; printed, not judged: the machine decides.
 #[test]
 fn alone_thirty_decrypts_at_once_are_answered() {
@@ -416,7 +262,7 @@ fn alone_thirty_decrypts_at_once_are_answered() {
     let client = bed.aws.client();
     let app = bed.lab.binary("attested-app");
     let arguments = [&["kms"], &bed.decrypt()[..]].concat();
-    let timed = |machine: &netd_tests::Machine| {
+    let timed = |machine: &Machine| {
         let begin = Instant::now();
         client.run(machine, &app, &arguments).ok();
         begin.elapsed()

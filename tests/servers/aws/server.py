@@ -8,6 +8,12 @@ sealed as KMS does it.
 Some regions misbehave, for tests of clients:
   eu-west-2       ignores `Recipient` and answers in plain text, as moto does
   ap-southeast-1  has a clock that is an hour ahead
+  ca-central-1    changes what it sealed
+  sa-east-1       seals for somebody else
+  eu-west-3       breaks off in the middle of what it sealed
+  eu-south-1      breaks off in the middle of its answers
+  ap-south-1      answers with a page for people
+  ap-east-1       answers with fields of other kinds
 
 usage: server.py PORT ROOT-CERTIFICATE-DER [--accept-unsigned REGION]
   in that region documents without any signature are believed: QEMU's secure module makes such
@@ -27,6 +33,7 @@ import attestation
 import envelope
 import policy
 import signature
+from cryptography.hazmat.primitives.asymmetric import rsa
 from moto.kms.models import kms_backends
 from moto.kms.utils import _deserialize_ciphertext_blob
 from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -35,6 +42,18 @@ from werkzeug.serving import run_simple
 ACCOUNT = "123456789012"
 IGNORES_RECIPIENT = "eu-west-2"
 HOUR_AHEAD = "ap-southeast-1"
+# What some do to a sealed answer, and to any.
+SEALS = {
+    "ca-central-1": lambda sealed: sealed[:200] + bytes([sealed[200] ^ 1]) + sealed[201:],
+    "sa-east-1": lambda _: envelope.seal(OTHER.public_key(), b"x" * 32),
+    "eu-west-3": lambda sealed: sealed[: len(sealed) // 2],
+}
+BODIES = {
+    "ap-south-1": lambda _: b"<html><body>It works!</body></html>",
+    "ap-east-1": lambda _: b'{"CiphertextForRecipient": 5, "Plaintext": {}, "KeyId": []}',
+}
+BREAKS_OFF = "eu-south-1"
+OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 ATTESTABLE = ("Decrypt", "GenerateDataKey", "GenerateRandom")
 
 
@@ -74,8 +93,10 @@ class Honest:
             return [body]
         status, headers, body = answer
         kept = [h for h in headers if h[0].lower() not in ("content-length", "date", "server")]
+        region = environ["HTTP_HOST"].split(".")[1]
+        body = BODIES.get(region, bytes)(body)
         start_response(status, [*kept, ("Content-Length", str(len(body))), date])
-        return [body]
+        return [body[: len(body) // 2] if region == BREAKS_OFF else body]
 
     def answer(self, environ, body, now):
         names = {k[5:].replace("_", "-").lower(): v for k, v in environ.items() if k[:5] == "HTTP_"}
@@ -99,6 +120,7 @@ class Honest:
         if document and status.startswith("200"):
             fields = json.loads(answered)
             sealed = envelope.seal(document.key, base64.b64decode(fields.pop("Plaintext")))
+            sealed = SEALS.get(region, bytes)(sealed)
             fields["CiphertextForRecipient"] = base64.b64encode(sealed).decode()
             answered = json.dumps(fields).encode()
         print(f"{action} for {caller}: {'sealed' if document else 'plain'}", file=sys.stderr)

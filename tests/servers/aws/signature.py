@@ -6,12 +6,16 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-# Access keys of the tests: the secret, and whose they are.
+ENCLAVE = "arn:aws:iam::123456789012:role/enclave"
+# Access keys of the tests: the secret, whose they are, and the token that goes with a session's.
 CALLERS = {
-    "AKIATESTENCLAVE00001": ("enclave-secret", "arn:aws:iam::123456789012:role/enclave"),
-    "AKIATESTADMIN0000001": ("admin-secret", "arn:aws:iam::123456789012:role/admin"),
-    "AKIATESTSTRANGER0001": ("stranger-secret", "arn:aws:iam::123456789012:role/stranger"),
+    "AKIATESTENCLAVE00001": ("enclave-secret", ENCLAVE, None),
+    "AKIATESTADMIN0000001": ("admin-secret", "arn:aws:iam::123456789012:role/admin", None),
+    "AKIATESTSTRANGER0001": ("stranger-secret", "arn:aws:iam::123456789012:role/stranger", None),
+    "ASIATESTSESSION00001": ("session-secret", ENCLAVE, "token-1"),
+    "ASIATESTEXPIRED00001": ("expired-secret", ENCLAVE, "token-2"),
 }
+EXPIRED = "token-2"
 WINDOW = datetime.timedelta(minutes=5)
 FORM = "%Y%m%dT%H%M%SZ"
 
@@ -32,10 +36,14 @@ def caller(method, path, headers, body, now):
     words = authorization.split(" ", 1)[1].split(",")
     parts = dict(word.strip().split("=", 1) for word in words)
     key, _, region, service, _ = parts["Credential"].split("/")
-    if key not in CALLERS:
+    token = headers.get("x-amz-security-token")
+    if key not in CALLERS or token != CALLERS[key][2]:
         message = "The security token included in the request is invalid."
         raise Refused("UnrecognizedClientException", message)
-    secret, arn = CALLERS[key]
+    if token == EXPIRED:
+        message = "The security token included in the request is expired"
+        raise Refused("ExpiredTokenException", message)
+    secret, arn, _ = CALLERS[key]
     stamp = headers["x-amz-date"]
     made = datetime.datetime.strptime(stamp, FORM).replace(tzinfo=datetime.timezone.utc)
     if made < now - WINDOW:
