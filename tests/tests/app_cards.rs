@@ -420,13 +420,15 @@ fn what_is_under_way_is_finished_before_the_end() {
     let mut bed = Bed::new();
     let message = bed.message("many", NUMBER, &bed.key, "many");
     let all = 10;
-    // AWS stands still while messages are under way.
+    // AWS stands still while messages are under way. The service sees none before all are sent.
     let stand_still = |bed: &mut Bed| {
         let before = bed.service.log().matches("received").count();
+        bed.service.signal(Signal::SIGSTOP);
         let entry = |id: usize| json!({ "Id": id.to_string(), "MessageBody": message });
         let bodies: Vec<Value> = (0..all).map(entry).collect();
         let entries = json!({ "Entries": bodies }).to_string();
         bed.boto3(&["queue", "send_message_batch", "cards", &entries]);
+        bed.service.signal(Signal::SIGCONT);
         bed.service.wait_log_times("received", before + 1, 30);
         bed.aws.service.signal(Signal::SIGSTOP);
         bed.service.signal(Signal::SIGTERM);

@@ -11,7 +11,7 @@ use super::message::{Answer, Rejection, Request};
 use super::queue::{Message, Queue, QueueName};
 use crate::aws;
 use crate::error::{Failure, What};
-use crate::kms::Kms;
+use crate::kms::{Kms, Stock};
 use crate::limits::cards as limits;
 use crate::limits::net::GRACE;
 use crate::net::backoff::Backoff;
@@ -37,7 +37,9 @@ pub struct ServeArgs {
 /// When it cannot begin: settings, or a queue that is not there.
 pub async fn serve(args: ServeArgs, place: Place) -> Result<(), Failure> {
     let Common { queue, key, region } = args.common;
+    let stock = Stock::of(&place);
     let kms = Kms::in_region(place, args.plain, Some(key.region().to_owned())).await?;
+    let kms = kms.with_stock(&stock);
     let sqs = aws_sdk_sqs::Client::new(&aws::settings(region).await?);
     let mut stop = pin!(stop_signal()?);
     let mut rest = Backoff::new(limits::REST);
