@@ -16,18 +16,24 @@ where
     E: StdError + ProvideErrorMetadata + 'static,
 {
     match error {
-        SdkError::ServiceError(refused) => refusal(refused.err(), is_attested),
+        SdkError::ServiceError(refused) => match refused.err().code() {
+            Some(code) => refusal(code, refused.err().message(), is_attested),
+            None => {
+                let why = format!(
+                    "an answer with status {} that is none of the service's; does something else \
+                     answer in its name?",
+                    refused.raw().status().as_u16()
+                );
+                Failure::new(What::Request, why)
+            }
+        },
         _ => unanswered(error),
     }
 }
 
 /// What the service said no to.
-fn refusal<E>(error: &E, is_attested: bool) -> Failure
-where
-    E: StdError + ProvideErrorMetadata + 'static,
-{
-    let code = error.code().unwrap_or("no error code");
-    let message = error.message().unwrap_or("no reason given");
+fn refusal(code: &str, message: Option<&str>, is_attested: bool) -> Failure {
+    let message = message.unwrap_or("no reason given");
     let what = match code {
         "AccessDeniedException" | "AccessDenied" => What::Permission,
         "UnrecognizedClientException"
@@ -65,7 +71,7 @@ where
     Failure::new(what, why)
 }
 
-/// What kept a call from getting any answer.
+/// What kept a call from getting any answer, or all of it.
 fn unanswered<E>(error: &SdkError<E, HttpResponse>) -> Failure
 where
     E: StdError + 'static,
@@ -86,7 +92,10 @@ where
         _ if is_credentials => What::Credentials,
         (_, Some(_)) => What::Tls,
         (SdkError::ConstructionFailure(_), _) => What::Usage,
-        (SdkError::TimeoutError(_) | SdkError::DispatchFailure(_), _) => What::Network,
+        (
+            SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_),
+            _,
+        ) => What::Network,
         _ => What::Request,
     };
     let mut why = chain(error);
