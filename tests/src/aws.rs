@@ -124,6 +124,14 @@ impl Aws {
         }
     }
 
+    /// Who administers keys.
+    pub fn admin(&self) -> Client<'_> {
+        Client {
+            credentials: Some(Client::ADMIN),
+            ..self.client()
+        }
+    }
+
     /// boto3, which is not ours; prints JSON.
     #[track_caller]
     pub fn boto3(
