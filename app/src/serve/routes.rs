@@ -39,13 +39,13 @@ pub(super) struct Service {
 
 struct Shared {
     service: Service,
-    documents: Semaphore,
+    documents: Arc<Semaphore>,
 }
 
 pub(super) fn router(service: Service) -> Router {
     let shared = Shared {
         service,
-        documents: Semaphore::new(DOCUMENTS),
+        documents: Arc::new(Semaphore::new(DOCUMENTS)),
     };
     Router::new()
         .route("/", get(greet))
@@ -100,16 +100,19 @@ async fn attest(
         }
     };
     let user_data = (shared.service.key_sha256.as_ref()).map(|key| format!("tls-key-sha256:{key}"));
-    let Ok(Ok(_place)) = tokio::time::timeout(DOCUMENT_TIME, shared.documents.acquire()).await
-    else {
+    let place = Arc::clone(&shared.documents).acquire_owned();
+    let Ok(Ok(place)) = tokio::time::timeout(DOCUMENT_TIME, place).await else {
         return refuse(
             StatusCode::SERVICE_UNAVAILABLE,
             "too many ask for documents: try again",
         );
     };
     let (attestor, data) = (Arc::clone(&shared.service.attestor), user_data.clone());
-    let document =
-        spawn_blocking(move || attestor.attest(&nonce, data.as_deref().map(str::as_bytes)));
+    let document = spawn_blocking(move || {
+        // Kept to the end of the call, which a client that has gone does not stop.
+        let _place = place;
+        attestor.attest(&nonce, data.as_deref().map(str::as_bytes))
+    });
     let document = match document.await {
         Ok(Ok(document)) => document,
         Ok(Err(failure)) => {
@@ -158,6 +161,8 @@ mod tests {
     use super::*;
     use crate::error::{Failure, What};
     use axum::body::{Body, to_bytes};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Condvar, Mutex};
     use tower_service::Service as _;
 
     /// Documents that say what they were made of.
@@ -216,6 +221,47 @@ mod tests {
         let document = BASE64_STANDARD.decode(document).unwrap();
         assert_eq!(document, b"00ff tls-key-sha256:ab12");
         assert_eq!(answer["tls_key_sha256"], "ab12");
+    }
+
+    /// Each call waits for a word, and is counted.
+    #[derive(Clone, Default)]
+    struct Slow {
+        begun: Arc<AtomicUsize>,
+        go: Arc<(Mutex<bool>, Condvar)>,
+    }
+
+    impl Attestor for Slow {
+        fn attest(&self, _: &[u8], _: Option<&[u8]>) -> Result<Vec<u8>, Failure> {
+            self.begun.fetch_add(1, Ordering::Relaxed);
+            let (may_go, told) = &*self.go;
+            drop(told.wait_while(may_go.lock().unwrap(), |may_go| !*may_go));
+            Ok(Vec::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_that_ask_and_go_cost_no_more_than_those_that_stay() {
+        let slow = Slow::default();
+        let mut router = router(Service {
+            greeting: String::new(),
+            key_sha256: None,
+            attestor: Arc::new(slow.clone()),
+        });
+        for _ in 0..5 * DOCUMENTS {
+            let request = Request::get("/attestation?nonce=00").body(Body::empty());
+            let asked = router.call(request.unwrap());
+            // The client goes before there is an answer.
+            let gone = tokio::time::timeout(Duration::from_millis(20), asked).await;
+            assert!(gone.is_err());
+        }
+        while slow.begun.load(Ordering::Relaxed) < DOCUMENTS {
+            tokio::task::yield_now().await;
+        }
+        let begun = slow.begun.load(Ordering::Relaxed);
+        // Calls that wait would keep the runtime from ending.
+        *slow.go.0.lock().unwrap() = true;
+        slow.go.1.notify_all();
+        assert_eq!(begun, DOCUMENTS);
     }
 
     #[tokio::test]
