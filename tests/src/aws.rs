@@ -173,15 +173,7 @@ impl Aws {
     /// # Panics
     /// When it is refused.
     pub fn sealed_key(&self, region: &str, lab: &Lab) -> String {
-        let pcrs = lab.dir().join("pcr-values.json");
-        let image = json!({ "PCR0": self.client().pcr0, "PCR1": "01".repeat(48) });
-        fs::write(&pcrs, image.to_string()).unwrap();
-        let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
-        let (enclave, admin) = (role("enclave"), role("admin"));
-        let arguments = ["kms", "policy", "--pcrs", pcrs.to_str().unwrap()];
-        let who = ["--principal", &enclave, "--admin", &admin];
-        let app = lab.binary("enclave-app");
-        let policy = lab.parent.run(&app, &[&arguments[..], &who].concat()).ok();
+        let policy = lab.key_policy(&self.client().pcr0);
         let admin = Client {
             region,
             ..self.admin()
@@ -199,6 +191,22 @@ impl Aws {
 }
 
 impl Lab {
+    /// The policy that `kms policy` prints for an image with this PCR0, in hex.
+    ///
+    /// # Panics
+    /// When it prints none.
+    pub fn key_policy(&self, pcr0: &str) -> String {
+        let pcrs = self.dir().join("pcr-values.json");
+        let image = json!({ "PCR0": pcr0, "PCR1": "01".repeat(48) });
+        fs::write(&pcrs, image.to_string()).unwrap();
+        let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
+        let (enclave, admin) = (role("enclave"), role("admin"));
+        let arguments = ["kms", "policy", "--pcrs", pcrs.to_str().unwrap()];
+        let who = ["--principal", &enclave, "--admin", &admin];
+        let app = self.binary("enclave-app");
+        self.parent.run(&app, &[&arguments[..], &who].concat()).ok()
+    }
+
     /// Makes an authority for secure modules in a folder.
     pub fn authority(&self, dir: &Path) {
         let make = self.binary("make-authority");

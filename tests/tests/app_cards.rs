@@ -35,7 +35,7 @@ impl Bed {
         let aws = lab.aws();
         let capture = capture(&lab);
         let daemons = lab.up_with(&["--capture", capture.to_str().unwrap()], "");
-        let key = make_key(&lab, &aws);
+        let key = aws.sealed_key("us-east-1", &lab);
         for name in ["cards", "results"] {
             let make = ["queue", "create_queue", name, "{}"];
             aws.boto3(&aws.client(), &lab.parent, &make);
@@ -136,7 +136,7 @@ impl Bed {
             .unwrap()
             .extend(more.as_object().unwrap().clone());
         let call = ["call", operation, &asked.to_string()];
-        let done = self.aws.boto3(&admin(&self.aws), &self.lab.parent, &call);
+        let done = self.aws.boto3(&self.aws.admin(), &self.lab.parent, &call);
         assert_eq!(done.get("refused"), None, "{done}");
     }
 
@@ -147,34 +147,6 @@ impl Bed {
             .log()
             .matches(&format!("{call} for "))
             .count()
-    }
-}
-
-/// A key for enclaves of the image `aa…`.
-fn make_key(lab: &Lab, aws: &Aws) -> String {
-    let file = lab.config(&key_policy(lab, "aa"));
-    let made = aws.boto3(&admin(aws), &lab.parent, &["set-up", &file]);
-    let key = made["key"].as_str();
-    key.unwrap_or_else(|| panic!("{made}")).to_owned()
-}
-
-/// What `kms policy` prints for the image whose PCR0 is this byte, 48 times.
-fn key_policy(lab: &Lab, pcr0: &str) -> String {
-    let image = json!({ "PCR0": pcr0.repeat(48), "PCR1": "01".repeat(48) });
-    let pcrs = lab.config(&image.to_string());
-    let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
-    let (enclave, admin) = (role("enclave"), role("admin"));
-    let asked = ["kms", "policy", "--pcrs", &pcrs];
-    let whom = ["--principal", &enclave, "--admin", &admin];
-    let app = lab.binary("enclave-app");
-    lab.parent.run(&app, &[&asked[..], &whom].concat()).ok()
-}
-
-/// Who administers keys.
-fn admin(aws: &Aws) -> Client<'_> {
-    Client {
-        credentials: Some(Client::ADMIN),
-        ..aws.client()
     }
 }
 
@@ -263,7 +235,7 @@ fn boto3_through_the_same_tunnel_is_the_control_and_no_number_is_seen() {
 #[test]
 fn what_is_no_card_is_answered_as_such_and_deleted() {
     let bed = Bed::new();
-    let other_key = make_key(&bed.lab, &bed.aws);
+    let other_key = bed.aws.sealed_key("us-east-1", &bed.lab);
     let of =
         |id: &str, plaintext: &str, key: &str, bound: &str| bed.message(id, plaintext, key, bound);
     let cases = [
@@ -326,7 +298,7 @@ fn what_kms_refuses_stays_and_is_answered_once_it_is_allowed() {
     assert_eq!(bed.calls("Decrypt"), 0);
     assert_eq!((bed.left("cards"), bed.left("results")), (2, 0));
 
-    let policy = key_policy(&bed.lab, "bb");
+    let policy = bed.lab.key_policy(&"bb".repeat(48));
     bed.administer(
         "put_key_policy",
         &json!({ "PolicyName": "default", "Policy": policy }),
