@@ -18,7 +18,7 @@ pub enum What {
     Credentials,
     /// The credentials are good, but the policy does not allow this.
     Permission,
-    /// There is no attestation document, or it is not believed.
+    /// There is no attestation document, it is not believed, or the answer is not sealed for it.
     Attestation,
     /// A ciphertext does not open with this key and context.
     Decryption,

@@ -11,7 +11,7 @@
 //! | [`aws`] | what its services share: settings, keys, failures |
 //! | [`kms`] | AWS KMS, whose answers are sealed for this enclave alone |
 //! | [`serve`], [`crypto`], [`cards`], [`sidecar`], [`volume`], [`fetch`] | the services |
-//! | [`net`] | what the services share: connections out and in, TLS roots, limits |
+//! | [`net`] | what the services share: connections out and in, TLS roots |
 
 pub mod attest;
 pub mod aws;

@@ -227,15 +227,19 @@ fn each_failure_says_what_failed() {
 #[test]
 fn answers_that_are_wrong_are_not_used() {
     let bed = Bed::new();
-    let (network, decryption, request) = (3, 8, 9);
+    let (network, attestation, request) = (3, 7, 9);
     for (region, code, words) in [
         (
             "ca-central-1",
-            decryption,
-            &["decryption:", "another key"][..],
+            attestation,
+            &["attestation:", "another key"][..],
         ),
-        ("sa-east-1", decryption, &["decryption:", "another key"]),
-        ("eu-west-3", decryption, &["decryption:", "cannot be read"]),
+        ("sa-east-1", attestation, &["attestation:", "another key"]),
+        (
+            "eu-west-3",
+            attestation,
+            &["attestation:", "cannot be read"],
+        ),
         ("eu-south-1", network, &["network:", "reading a body"]),
         ("ap-south-1", request, &["request:", "status 200"]),
         ("ap-east-1", request, &["request:", "status 200"]),

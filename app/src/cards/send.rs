@@ -58,27 +58,38 @@ pub async fn send(args: SendArgs) -> Result<(), Failure> {
         None => None,
     };
     let mut sent = Vec::new();
-    for _ in 0..args.count {
-        let number = Number::random()?;
-        let id = new_id()?;
-        let ciphertext = kms
-            .encrypt(number.digits(), key.as_str(), &Request::context(&id))
-            .await?;
-        let request = Request { id, ciphertext };
-        let message_id = cards.send(request.encode()).await?;
-        sent.push(Sent {
-            id: request.id,
-            message_id,
-            expected: number.last_four(),
-            answer: None,
-        });
-    }
-    let Some(results) = results else {
-        return report(&sent);
+    let done = async {
+        for _ in 0..args.count {
+            sent.push(one(&kms, key.as_str(), &cards).await?);
+        }
+        match &results {
+            Some(results) => {
+                collect(results, &mut sent, Duration::from_secs(args.timeout)).await?;
+                judge(&sent, args.timeout)
+            }
+            None => Ok(()),
+        }
     };
-    collect(&results, &mut sent, Duration::from_secs(args.timeout)).await?;
+    let done = done.await;
+    // Whatever happened: these are on the queue.
     report(&sent)?;
-    judge(&sent, args.timeout)
+    done
+}
+
+/// Makes a card and puts it on the queue.
+async fn one(kms: &Encryptor, key: &str, cards: &Queue) -> Result<Sent, Failure> {
+    let number = Number::random()?;
+    let id = new_id()?;
+    let context = Request::context(&id);
+    let ciphertext = kms.encrypt(number.digits(), key, &context).await?;
+    let request = Request { id, ciphertext };
+    let message_id = cards.send(request.encode()).await?;
+    Ok(Sent {
+        id: request.id,
+        message_id,
+        expected: number.last_four(),
+        answer: None,
+    })
 }
 
 /// Sixteen random bytes: nobody else has the same.

@@ -55,8 +55,8 @@ pub async fn serve(args: ServeArgs, place: Place) -> Result<(), Failure> {
             },
             () = &mut stop => return Ok(()),
         };
-        // An enclave may be up before its network is.
-        if failure.what != What::Network {
+        // An enclave may be up before its network is, and credentials may come by the network.
+        if !matches!(failure.what, What::Network | What::Credentials) {
             return Err(failure);
         }
         let wait = rest.wait();

@@ -268,9 +268,10 @@ impl Seal {
                 let sealed = sealed.ok_or_else(|| {
                     Failure::new(What::Attestation, "KMS answered without a sealed answer")
                 })?;
+                // Not `Decryption`: nothing is said of the ciphertext that was asked for.
                 recipient
                     .open(sealed.as_ref())
-                    .map_err(|error| Failure::new(What::Decryption, error.to_string()))
+                    .map_err(|error| Failure::new(What::Attestation, error.to_string()))
             }
         }
     }

@@ -5,16 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen,
 };
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::export::Export;
+use super::watch::watched;
 use crate::error::{Failure, What};
 use crate::limits::net::CONNECT_TIME;
 use crate::limits::volume as limits;
@@ -58,29 +59,26 @@ pub(super) struct Terms {
     pub(super) symlinks: bool,
 }
 
-/// Mounts an export nowhere: its root, which is unmounted when the last file in it is closed.
-pub(super) async fn attach(export: &Export, terms: Terms) -> Result<OwnedFd, Failure> {
+/// What was mounted nowhere; it is unmounted when the last file in it is closed.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    pub(super) root: OwnedFd,
+    /// An export may be a file.
+    pub(super) kind: FileType,
+}
+
+/// Mounts an export nowhere.
+pub(super) async fn attach(export: &Export, terms: Terms) -> Result<Mounted, Failure> {
     let (server, own) = reach(export, terms.port).await?;
-    let (told, outcome) = oneshot::channel();
     let request = Request {
         export: export.clone(),
         server,
         own,
         terms,
     };
-    // A thread of its own, which nobody waits for: the kernel may never come back from it.
-    std::thread::spawn(move || told.send(request.mount()));
-    match timeout(limits::MOUNT_TIME, outcome).await {
-        Ok(Ok(mounted)) => mounted,
-        Ok(Err(_)) => Err(Failure::new(What::Other, "the thread that mounts has died")),
-        Err(_) => Err(Failure::new(
-            What::Network,
-            format!(
-                "{server} accepts connections and does not answer as an NFS server within {} s: is it one?",
-                limits::MOUNT_TIME.as_secs()
-            ),
-        )),
-    }
+    let silent =
+        format!("{server} accepts connections and does not answer as an NFS server: is it one?");
+    watched(limits::MOUNT_TIME, &silent, move |_| request.mounted()).await?
 }
 
 /// Connects to the server, to tell why if that does not work: the kernel would tell much less. The
@@ -145,6 +143,14 @@ struct Request {
 }
 
 impl Request {
+    fn mounted(&self) -> Result<Mounted, Failure> {
+        let root = self.mount()?;
+        let found = fstat(&root)
+            .map_err(|errno| Failure::new(What::Network, format!("{}: {errno}", self.export)))?;
+        let kind = FileType::from_raw_mode(found.st_mode);
+        Ok(Mounted { root, kind })
+    }
+
     fn mount(&self) -> Result<OwnedFd, Failure> {
         let context = fsopen("nfs4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(no_client)?;
         self.configure(&context)

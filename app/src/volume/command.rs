@@ -4,17 +4,19 @@ use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::FileType;
 use serde_json::json;
 
 use super::attach::{Terms, Version, attach};
-use super::copy::{self, Copier};
+use super::copy::Copier;
 use super::export::Export;
 use super::place::Place;
+use super::watch::watched;
 use crate::error::{Failure, What};
 use crate::limits::volume as limits;
 
@@ -49,7 +51,7 @@ pub struct MountArgs {
     /// Nothing on it can be changed
     #[arg(long)]
     read_only: bool,
-    /// Programs get an error from a server that is silent for a minute; otherwise they wait for it
+    /// Programs get an error when the server cannot be reached for half a minute; otherwise they wait
     #[arg(long)]
     soft: bool,
     /// Let programs on it be run: they are the parent's
@@ -98,7 +100,7 @@ async fn mount(args: MountArgs) -> Result<(), Failure> {
         executable: args.exec,
         symlinks: args.symlinks,
     };
-    place.take(&attach(&args.export, terms).await?)?;
+    place.take(&attach(&args.export, terms).await?.root)?;
     tracing::info!(export = %args.export, folder = %args.folder.display(), "mounted");
     let Some((program, arguments)) = args.command.split_first() else {
         return Ok(());
@@ -128,7 +130,7 @@ async fn copy(args: CopyArgs) -> Result<(), Failure> {
         }
         (None, Some(export)) => {
             let source = local(Path::new(&args.from))?;
-            (source, attach(&export, terms(false)).await?, u64::MAX)
+            (source, attach(&export, terms(false)).await?.root, u64::MAX)
         }
         _ => {
             return Err(Failure::usage(
@@ -137,12 +139,14 @@ async fn copy(args: CopyArgs) -> Result<(), Failure> {
         }
     };
     let begin = Instant::now();
-    let copying = move || Copier::new(most).run(&source.0, source.1.as_deref(), &to);
-    let done = tokio::task::spawn_blocking(copying).await;
-    let done =
-        done.map_err(|error| Failure::new(What::Other, format!("the copy died: {error}")))?;
-    let tally =
-        done.map_err(|broken| Failure::new(What::Other, format!("not all is copied: {broken}")))?;
+    let done = watched(
+        limits::STANDSTILL,
+        "the copy stands still: not all is copied",
+        move |progress| Copier::new(most, progress).run(&source.0, source.1.as_deref(), &to),
+    );
+    let tally = done
+        .await?
+        .map_err(|broken| Failure::new(What::Other, format!("not all is copied: {broken}")))?;
     let seconds = begin.elapsed().as_secs_f64();
     let report = json!({ "copied": tally, "seconds": seconds });
     writeln!(io::stdout(), "{report:#}")
@@ -161,16 +165,17 @@ fn remote(text: &str) -> Result<Option<Export>, Failure> {
 
 /// The source on an export: a folder is mounted itself, a file's folder in its place.
 async fn pulled(export: &Export, terms: Terms) -> Result<Source, Failure> {
-    let root = attach(export, terms).await?;
-    let found =
-        fstat(&root).map_err(|errno| Failure::new(What::Network, format!("{export}: {errno}")))?;
-    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-        return Ok((root, None));
+    let mounted = attach(export, terms).await?;
+    if mounted.kind == FileType::Directory {
+        return Ok((mounted.root, None));
     }
     let (above, name) = export
         .split()
         .ok_or_else(|| Failure::new(What::Request, format!("{export} is no folder")))?;
-    Ok((attach(&above, terms).await?, Some(named(&name)?)))
+    Ok((
+        attach(&above, terms).await?.root,
+        Some(named(name.as_bytes())?),
+    ))
 }
 
 /// The source in the enclave.
@@ -180,7 +185,7 @@ fn local(path: &Path) -> Result<Source, Failure> {
     match (path.is_dir(), path.parent(), path.file_name()) {
         (false, Some(above), Some(name)) => {
             let above = File::open(above).map_err(wrong)?;
-            Ok((above.into(), Some(named(&name.to_string_lossy())?)))
+            Ok((above.into(), Some(named(name.as_bytes())?)))
         }
         _ => Ok((File::open(&path).map_err(wrong)?.into(), None)),
     }
@@ -194,6 +199,6 @@ fn made(path: &str) -> Result<OwnedFd, Failure> {
         .map_err(|error| Failure::usage(format!("{path}: {error}")))
 }
 
-fn named(name: &str) -> Result<CString, Failure> {
-    copy::name(name).map_err(|error| Failure::usage(format!("{name:?}: {error}")))
+fn named(name: &[u8]) -> Result<CString, Failure> {
+    CString::new(name).map_err(|error| Failure::usage(format!("a file's name: {error}")))
 }

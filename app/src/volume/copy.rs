@@ -5,7 +5,7 @@
 //! copy out of its two folders. Folders and plain files are copied, with their permission bits;
 //! anything else is left out and told. A file that could not be copied whole is removed again.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::watch::Progress;
 use crate::limits::volume as limits;
 
 /// Copied bits: neither set-user-ID nor its like.
@@ -36,7 +37,7 @@ pub(super) struct Tally {
 
 /// What was not copied, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {why}", path.display())]
+#[error("{}: {why}", path.display().to_string().escape_debug())]
 pub(super) struct Broken {
     path: PathBuf,
     why: Why,
@@ -48,8 +49,10 @@ pub(super) enum Why {
     Read(io::Error),
     #[error("cannot write: {0}")]
     Write(io::Error),
+    #[error("cannot write: something is there that is no file")]
+    Target,
     #[error("more than {} MiB in all: raise --limit if the enclave has the memory", .0 >> 20)]
-    Bytes(u64),
+    Memory(u64),
     #[error("more than {} files and folders", limits::ENTRIES)]
     Entries,
     #[error("folders nest deeper than {}", limits::DEPTH)]
@@ -59,21 +62,26 @@ pub(super) enum Why {
 /// Copies, and counts.
 #[derive(Debug)]
 pub(super) struct Copier {
-    most_bytes: u64,
+    /// Of memory, if what is copied lies there.
+    most: u64,
+    memory: u64,
     entries: u64,
     piece: Vec<u8>,
+    progress: Progress,
     /// Where it is below its two folders, for messages.
     path: PathBuf,
     tally: Tally,
 }
 
 impl Copier {
-    /// One that copies so many bytes at most.
-    pub(super) fn new(most_bytes: u64) -> Copier {
+    /// One whose copies take so many bytes of memory at most.
+    pub(super) fn new(most: u64, progress: Progress) -> Copier {
         Copier {
-            most_bytes,
+            most,
+            memory: 0,
             entries: 0,
             piece: vec![0; limits::PIECE],
+            progress,
             path: PathBuf::new(),
             tally: Tally::default(),
         }
@@ -124,10 +132,12 @@ impl Copier {
         depth: usize,
     ) -> Result<(), Why> {
         self.path.push(Path::new(&*name.to_string_lossy()));
+        self.progress.made();
         self.entries += 1;
         if self.entries > limits::ENTRIES {
             return Err(Why::Entries);
         }
+        self.take(limits::ENTRY)?;
         let found = statat(from, name, AtFlags::SYMLINK_NOFOLLOW).map_err(read)?;
         let mode = Mode::from_raw_mode(found.st_mode & PERMISSIONS);
         match FileType::from_raw_mode(found.st_mode) {
@@ -156,8 +166,17 @@ impl Copier {
             self.leave_out("no plain file");
             return Ok(());
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
-        let target = File::from(open_below(to, name, flags, mode).map_err(write)?);
+        // The same of what is there under its name.
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NONBLOCK;
+        let target = open_below(to, name, flags, mode).map_err(|errno| match errno {
+            Errno::NXIO => Why::Target, // a pipe that nobody reads
+            errno => write(errno),
+        })?;
+        let is_file = fstat(&target).map_err(write)?.st_mode;
+        if FileType::from_raw_mode(is_file) != FileType::RegularFile {
+            return Err(Why::Target);
+        }
+        let target = File::from(target);
         let done = self.bytes(&mut File::from(source), &target);
         if done.is_err() {
             drop(target);
@@ -175,10 +194,9 @@ impl Copier {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Why::Read(error)),
             };
+            self.progress.made();
             self.tally.bytes += length as u64;
-            if self.tally.bytes > self.most_bytes {
-                return Err(Why::Bytes(self.most_bytes));
-            }
+            self.take((length as u64).next_multiple_of(limits::PAGE))?;
             target
                 .write_all(&self.piece[..length])
                 .map_err(Why::Write)?;
@@ -186,6 +204,15 @@ impl Copier {
         // On the server's disk, if the server is honest.
         target.sync_all().map_err(Why::Write)?;
         self.tally.files += 1;
+        Ok(())
+    }
+
+    /// Counts memory that the copy takes.
+    fn take(&mut self, bytes: u64) -> Result<(), Why> {
+        self.memory = self.memory.saturating_add(bytes);
+        if self.memory > self.most {
+            return Err(Why::Memory(self.most));
+        }
         Ok(())
     }
 
@@ -220,11 +247,6 @@ fn make_folder(parent: &OwnedFd, name: &CStr, mode: Mode) -> rustix::io::Result<
         Ok(()) | Err(Errno::EXIST) => open_below(parent, name, OFlags::DIRECTORY, Mode::empty()),
         Err(errno) => Err(errno),
     }
-}
-
-/// A name for [`Copier::run`].
-pub(super) fn name(text: &str) -> io::Result<CString> {
-    CString::new(text).map_err(io::Error::from)
 }
 
 fn read(errno: Errno) -> Why {

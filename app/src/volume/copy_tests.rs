@@ -25,7 +25,7 @@ impl Folders {
 
     fn copy(&self, most: u64) -> Result<Tally, Broken> {
         let open = |path: PathBuf| OwnedFd::from(File::open(path).unwrap());
-        Copier::new(most).run(&open(self.from("")), None, &open(self.to("")))
+        Copier::new(most, Progress::default()).run(&open(self.from("")), None, &open(self.to("")))
     }
 }
 
@@ -105,6 +105,48 @@ fn a_limit_ends_it_and_no_half_file_stays() {
         "./big: more than 2 MiB in all: raise --limit if the enclave has the memory"
     );
     assert!(!folders.to("big").exists());
+}
+
+#[test]
+fn what_small_files_take_of_memory_counts_too() {
+    let folders = Folders::new();
+    for name in 0..100 {
+        fs::write(folders.from(&name.to_string()), "x").unwrap();
+    }
+    let broken = folders.copy(50 * (limits::PAGE + limits::ENTRY));
+    assert!(matches!(
+        broken,
+        Err(Broken {
+            why: Why::Memory(_),
+            ..
+        })
+    ));
+    assert_eq!(fs::read_dir(folders.to("")).unwrap().count(), 50);
+    assert!(folders.copy(100 * (limits::PAGE + limits::ENTRY)).is_ok());
+}
+
+#[test]
+fn a_pipe_under_a_targets_name_holds_nothing_up() {
+    let folders = Folders::new();
+    fs::write(folders.from("name"), "bytes").unwrap();
+    let pipe = folders.to("name");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for _reader in [
+        None,
+        Some(File::options().read(true).write(true).open(&pipe)),
+    ] {
+        let broken = folders.copy(u64::MAX).unwrap_err();
+        assert!(matches!(broken.why, Why::Target), "{broken}");
+    }
+    assert!(pipe.exists());
+}
+
+#[test]
+fn names_of_the_servers_making_are_told_in_one_line() {
+    let folders = Folders::new();
+    fs::write(folders.from("a\n\u{1b}[2J"), "x").unwrap();
+    let broken = folders.copy(0).unwrap_err().to_string();
+    assert!(broken.starts_with(r"./a\n\u{1b}[2J: more than"), "{broken}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::limits::volume as limits;
 use crate::net::dial;
 
 /// A folder that a server exports.
@@ -32,6 +33,10 @@ impl FromStr for Export {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             || format!("{text:?} is not of the form HOST:/PATH, such as 100.64.0.3:/volume");
+        if text.len() > limits::EXPORT {
+            let most = limits::EXPORT;
+            return Err(format!("the kernel takes exports of up to {most} bytes"));
+        }
         let (host, path) = text.split_once(":/").ok_or_else(wrong)?;
         let bare = dial::bare(host);
         let bracketed = bare.len() < host.len();
@@ -91,6 +96,8 @@ mod tests {
             let error = text.parse::<Export>().unwrap_err();
             assert!(error.contains("HOST:/PATH"), "{text}: {error}");
         }
+        let long = format!("a:/{}", "x".repeat(limits::EXPORT));
+        assert!(long.parse::<Export>().unwrap_err().contains("255"));
         assert!("a:/x/../y".parse::<Export>().unwrap_err().contains("'..'"));
     }
 

@@ -16,5 +16,6 @@ mod command;
 mod copy;
 mod export;
 mod place;
+mod watch;
 
 pub use command::{Command, run};
