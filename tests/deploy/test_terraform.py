@@ -152,6 +152,13 @@ class Files(unittest.TestCase):
             for name, body in block.items():
                 self.assertTrue(body["description"][0].endswith("."), name)
 
+    def test_the_role_has_its_own_policies_alone(self):
+        # Its credentials are the enclave's too, and AWS's own policies permit more than is used here.
+        self.assertNotRegex(self.text, r"aws_iam_\w*policy_attachment|managed_policy|:policy/")
+        actions = set(re.findall(r'"((?:ssm|ssmmessages):.*?)"', self.text))
+        channels = {f"ssmmessages:{verb}{kind}Channel" for verb in ("Create", "Open") for kind in ("Control", "Data")}
+        self.assertEqual(actions, {"ssm:UpdateInstanceInformation"} | channels)
+
     def test_the_example_sets_what_has_no_default(self):
         example = hcl2.loads((TERRAFORM / "terraform.tfvars.example").read_text())
         needed = {n for b in self.blocks("variable") for n, body in b.items() if "default" not in body}

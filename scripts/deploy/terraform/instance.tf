@@ -41,7 +41,7 @@ resource "aws_instance" "parent" {
   depends_on = [
     aws_eip.parent,
     aws_iam_role_policy.parent,
-    aws_iam_role_policy_attachment.sessions,
+    aws_iam_role_policy.sessions,
     aws_kms_key.enclave,
     aws_route_table_association.parent,
     aws_s3_object.artifact,

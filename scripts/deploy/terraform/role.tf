@@ -23,10 +23,29 @@ resource "aws_iam_instance_profile" "parent" {
   role        = aws_iam_role.parent.name
 }
 
-# Session Manager, in place of SSH.
-resource "aws_iam_role_policy_attachment" "sessions" {
-  role       = aws_iam_role.parent.name
-  policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
+# Session Manager, in place of SSH. AWS's own policy for it, AmazonSSMManagedInstanceCore, also reads every
+# parameter of the account.
+resource "aws_iam_role_policy" "sessions" {
+  name = "sessions"
+  role = aws_iam_role.parent.name
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect = "Allow"
+      Action = [
+        "ssm:UpdateInstanceInformation",
+        "ssmmessages:CreateControlChannel",
+        "ssmmessages:CreateDataChannel",
+        "ssmmessages:OpenControlChannel",
+        "ssmmessages:OpenDataChannel",
+      ]
+      Resource = "*"
+    }]
+  })
+
+  #checkov:skip=CKV_AWS_290:channels are no resources
+  #checkov:skip=CKV_AWS_355:as above
 }
 
 resource "aws_iam_role_policy" "parent" {
