@@ -76,6 +76,7 @@ class Manifests(unittest.TestCase):
         [container] = self.example["containers"]
         script = container["command"][-1]
         memory = re.search(r"--memory (\d+)", script)[1]
+        self.assertLess(int(memory), 1024, "for more the allocator takes pages of 1 GiB")
         for amounts in container["resources"].values():
             self.assertEqual(amounts["hugepages-2Mi"], f"{memory}Mi")
             self.assertEqual(amounts["aws.ec2.nitro/nitro_enclaves"], "1")
