@@ -86,6 +86,26 @@ class Manifests(unittest.TestCase):
         checked = subprocess.run(["shellcheck", "--shell=bash", "-"], input=script, text=True, capture_output=True)
         self.assertEqual(checked.stdout, "")
 
+    def test_the_example_lasts_as_long_as_its_enclave(self):
+        folder = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        # There three times; then come more lines than a pipe holds.
+        stand_ins = {"sleep": "", "nitro-cli": """
+            echo "$1" >>calls
+            [[ $1 == describe-enclaves && $(grep -c "$1" calls) -le 3 ]] || exit 0
+            echo '"EnclaveCID": 16,'
+            printf '%999999s\\n' ''
+        """}
+        for name, script in stand_ins.items():
+            (folder / name).write_text(f"#!/bin/bash\n{script}")
+            (folder / name).chmod(0o755)
+        [container] = self.example["containers"]
+        pod = subprocess.run(container["command"], cwd=folder, env={"PATH": f"{folder}:/usr/bin:/bin"},
+                             text=True, capture_output=True, timeout=60)
+        self.assertEqual((folder / "calls").read_text().split(), ["run-enclave"] + 4 * ["describe-enclaves"])
+        self.assertEqual(pod.returncode, 1)
+        self.assertIn("the enclave has ended", pod.stderr)
+
     def test_host_netd_runs_as_its_pod_does(self):
         [container] = self.netd["containers"]
         user = self.netd["securityContext"]["runAsUser"]
