@@ -47,6 +47,7 @@ output "all" {{
   }}
 }}
 """
+LONGEST_NAME = 26 * "a"
 PCRS = {"PCR0": "aB" * 48, "PCR1": "cd" * 48, "PCR2": "ef" * 48}
 os.environ["TF_CLI_CONFIG_FILE"] = os.devnull
 
@@ -152,6 +153,14 @@ class Files(unittest.TestCase):
             for name, body in block.items():
                 self.assertTrue(body["description"][0].endswith("."), name)
 
+    def test_the_longest_name_leaves_room(self):
+        # S3 takes 63 characters and IAM 64; the provider appends 26 to a prefix.
+        room = {"bucket_prefix": 63 - 26, "name_prefix": 64 - 26}
+        prefixes = re.findall(r'\b(bucket_prefix|name_prefix)\s*=\s*"(.*)"', self.text)
+        self.assertEqual({kind for kind, _ in prefixes}, set(room))
+        for kind, prefix in prefixes:
+            self.assertLessEqual(len(prefix.replace("${var.name}", LONGEST_NAME)), room[kind], prefix)
+
     def test_the_role_has_its_own_policies_alone(self):
         # Its credentials are the enclave's too, and AWS's own policies permit more than is used here.
         self.assertNotRegex(self.text, r"aws_iam_\w*policy_attachment|managed_policy|:policy/")
@@ -242,6 +251,7 @@ class Values(unittest.TestCase):
             ("at least one IPv4 network", {"clients": ["2001:db8::/32"]}),
             ("Not the name of a region", {"region": "Virginia"}),
             ("small letters", {"name": "My_Enclave"}),
+            ("small letters", {"name": LONGEST_NAME + "a"}),
             ("Burstable", {"instance_type": "t3.xlarge"}),
             ("Burstable", {"instance_type": "m5.metal"}),
             ("Burstable", {"instance_type": "c7g.xlarge"}),
@@ -260,6 +270,9 @@ class Values(unittest.TestCase):
         ]:
             with self.subTest(**variables):
                 self.refused(why, **variables)
+
+    def test_the_longest_name_is_accepted(self):
+        self.assertIsInstance(self.evaluation.run(name=LONGEST_NAME), dict)
 
     def test_types_that_can_have_enclaves_are_accepted(self):
         for kind in "c6a.xlarge", "m5.2xlarge", "r6i.24xlarge", "m7i-flex.xlarge", "g4dn.xlarge":

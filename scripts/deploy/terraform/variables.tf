@@ -77,8 +77,8 @@ variable "name" {
   default     = "enclave"
 
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{0,30}$", var.name))
-    error_message = "Up to 31 small letters, digits and hyphens, the first a letter."
+    condition     = can(regex("^[a-z][a-z0-9-]{0,25}$", var.name))
+    error_message = "Up to 26 small letters, digits and hyphens, the first a letter."
   }
 }
 
