@@ -250,6 +250,8 @@ class Values(unittest.TestCase):
             ("at least one IPv4 network", {"clients": ["everybody"]}),
             ("at least one IPv4 network", {"clients": ["2001:db8::/32"]}),
             ("Not the name of a region", {"region": "Virginia"}),
+            ("end differently in China", {"region": "cn-north-1"}),
+            ("end differently in China", {"region": "us-isob-east-1"}),
             ("small letters", {"name": "My_Enclave"}),
             ("small letters", {"name": LONGEST_NAME + "a"}),
             ("Burstable", {"instance_type": "t3.xlarge"}),

@@ -69,6 +69,10 @@ variable "region" {
     condition     = can(regex("^[a-z]{2}(-[a-z]+)+-[0-9]$", var.region))
     error_message = "Not the name of a region, such as us-east-1."
   }
+  validation {
+    condition     = !can(regex("^cn-|-iso", var.region))
+    error_message = "AWS's names end with amazonaws.com here. They end differently in China and in isolated regions, which this is not made for."
+  }
 }
 
 variable "name" {
