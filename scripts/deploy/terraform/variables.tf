@@ -56,7 +56,7 @@ variable "host_netd" {
 
   validation {
     condition     = fileexists(var.host_netd)
-    error_message = "There is no such program: cargo build --release --locked --target x86_64-unknown-linux-musl -p host-netd makes it."
+    error_message = "There is no such program: rustup target add x86_64-unknown-linux-musl && cargo build --release --locked --target x86_64-unknown-linux-musl -p host-netd makes it."
   }
 }
 
