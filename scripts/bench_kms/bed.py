@@ -75,7 +75,15 @@ class Service:
                 [LAB, "exec", "--on", MACHINES[way], "env", f"TEST_PCR0={PCR0}", *program,
                  "--tenants", str(tenants), "--listen", f"[::]:{PORTS[way, kind]}"],
                 stdout=file, stderr=file, start_new_session=True)
-        wait(f"crypto, {way}, {kind}", lambda: "listening" in log.read_text())
+        try:
+            wait(f"crypto, {way}, {kind}", lambda: "listening" in log.read_text())
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait()
 
     def settle(self):
         """Waits until the key pairs are made: then their thread sleeps."""
@@ -96,8 +104,7 @@ def running(kept):
         yield services
     finally:
         for service in services.values():
-            service.process.terminate()
-            service.process.wait()
+            service.end()
 
 
 def wait(what, done, seconds=60):
