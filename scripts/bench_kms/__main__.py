@@ -184,8 +184,9 @@ def main():
     parser.add_argument("--delay", type=float, default=20)
     options = parser.parse_args()
     # Whatever ends this ends what it started.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     machine()
     lab("down")
     try:
