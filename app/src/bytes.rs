@@ -54,7 +54,7 @@ impl FromStr for Bytes {
 /// # Errors
 /// When it cannot be read, or is longer than anything expected here.
 pub fn read(path: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let failed = |why: String| Failure::new(What::Usage, format!("{path}: {why}"));
+    let failed = |why: String| Failure::usage(format!("{path}: {why}"));
     let source: Box<dyn Read> = match path {
         "-" => Box::new(std::io::stdin()),
         _ => Box::new(File::open(path).map_err(|error| failed(error.to_string()))?),
@@ -93,7 +93,7 @@ pub fn raw_or_base64(bytes: &[u8], is_raw: impl Fn(u8) -> bool) -> Result<Vec<u8
         .collect();
     STANDARD
         .decode(text)
-        .map_err(|error| Failure::new(What::Usage, format!("neither raw nor base64: {error}")))
+        .map_err(|error| Failure::usage(format!("neither raw nor base64: {error}")))
 }
 
 /// Writes an answer to standard output.

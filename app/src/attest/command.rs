@@ -154,7 +154,7 @@ fn other_root(path: &str) -> Result<Root, Failure> {
         return Ok(Root::other(bytes.to_vec()));
     }
     let der = CertificateDer::from_pem_slice(&bytes)
-        .map_err(|error| Failure::new(What::Usage, format!("{path}: {error:?}")))?;
+        .map_err(|error| Failure::usage(format!("{path}: {error:?}")))?;
     Ok(Root::other(der.to_vec()))
 }
 
@@ -166,7 +166,7 @@ fn expected(arguments: &Verify) -> Result<Expected, Failure> {
     for OnePcr(index, value) in &arguments.pcr {
         if pcrs.insert(*index, *value).is_some_and(|old| old != *value) {
             let why = format!("two different values are given for PCR{index}");
-            return Err(Failure::new(What::Usage, why));
+            return Err(Failure::usage(why));
         }
     }
     let own = |bytes: &Option<Bytes>| bytes.as_deref().map(<[u8]>::to_vec);

@@ -102,8 +102,7 @@ impl Desk {
             let received = tokio::select! {
                 received = self.cards.receive(limits::WAIT, limits::VISIBILITY) => received,
                 () = &mut stop => {
-                    tracing::info!(under_way = 0, "ending: no more messages are received");
-                    return;
+                    return finish(JoinSet::new()).await;
                 }
             };
             let is_well = match received {
@@ -131,8 +130,7 @@ impl Desk {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = &mut stop => {
-                    tracing::info!(under_way = 0, "ending: no more messages are received");
-                    return;
+                    return finish(JoinSet::new()).await;
                 }
             }
         }

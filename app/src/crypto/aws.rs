@@ -35,7 +35,7 @@ impl Aws {
 
     fn kms(&self, key: &KeyArn) -> Result<&Kms, Failure> {
         let kms = self.regions.get(key.region());
-        kms.ok_or_else(|| Failure::new(What::Usage, "the key is of no tenant's region"))
+        kms.ok_or_else(|| Failure::usage("the key is of no tenant's region"))
     }
 }
 

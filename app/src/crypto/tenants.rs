@@ -42,7 +42,7 @@ impl Tenants {
         std::fs::read_to_string(path)
             .map_err(|error| error.to_string())
             .and_then(|text| Tenants::parse(&text))
-            .map_err(|error| Failure::new(What::Usage, format!("{place}: {error}")))
+            .map_err(|error| Failure::usage(format!("{place}: {error}")))
     }
 
     fn parse(text: &str) -> Result<Tenants, String> {
@@ -82,14 +82,14 @@ impl Tenants {
         tenant: Option<&str>,
         key: Option<&str>,
     ) -> Result<(&'a KeyArn, &'a Context), Failure> {
-        let id = tenant.ok_or_else(|| Failure::new(What::Usage, "tenant_id is missing"))?;
+        let id = tenant.ok_or_else(|| Failure::usage("tenant_id is missing"))?;
         let tenant = (self.0.get(id))
             .ok_or_else(|| Failure::new(What::Permission, format!("there is no tenant {id:?}")))?;
         let found = match (key, tenant.keys.as_slice()) {
             (None, [only]) => only,
             (None, _) => {
                 let why = "kms_key_arn is missing, and this tenant has several keys";
-                return Err(Failure::new(What::Usage, why));
+                return Err(Failure::usage(why));
             }
             (Some(key), keys) => keys.iter().find(|own| own.as_str() == key).ok_or_else(|| {
                 let why = format!("tenant {id:?} may not use the key {key:?}");

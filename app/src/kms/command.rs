@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Context, Kms, PcrValues, policy};
 use crate::bytes::{Bytes, answer, base64};
-use crate::error::{Failure, What};
+use crate::error::Failure;
 use crate::nsm::Place;
 
 /// What to ask KMS. BYTES are hex:…, base64:…, file:PATH (- for standard input) or text:….
@@ -96,7 +96,7 @@ impl Common {
         for (key, value) in self.context {
             if context.contains_key(&key) {
                 let why = format!("the context has the key {key:?} twice");
-                return Err(Failure::new(What::Usage, why));
+                return Err(Failure::usage(why));
             }
             context.insert(key, value);
         }
@@ -140,7 +140,7 @@ pub async fn run(command: Command, place: &Place) -> Result<(), Failure> {
             let (kms, context) = common.connect(place).await?;
             if !context.is_empty() {
                 let why = "random bytes have no encryption context";
-                return Err(Failure::new(What::Usage, why));
+                return Err(Failure::usage(why));
             }
             json!({ "random": base64(&kms.generate_random(bytes).await?) })
         }

@@ -83,7 +83,7 @@ impl Kms {
             }
             (Place::Enclave(_), true) => {
                 let why = "--plain is for use outside an enclave; inside, every answer is sealed";
-                return Err(Failure::new(What::Usage, why));
+                return Err(Failure::usage(why));
             }
             (Place::Outside, true) => {
                 tracing::warn!("--plain: KMS answers without sealing; TLS alone protects it");
@@ -288,7 +288,7 @@ fn count(bytes: u32) -> Result<i32, Failure> {
         .filter(|_| (1..=limits::KMS_RANDOM).contains(&bytes))
         .ok_or_else(|| {
             let why = format!("KMS makes 1 to {} bytes", limits::KMS_RANDOM);
-            Failure::new(What::Usage, why)
+            Failure::usage(why)
         })
 }
 

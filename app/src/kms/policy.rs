@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::bytes::read;
-use crate::error::{Failure, What};
+use crate::error::Failure;
 use crate::limits;
 
 /// What may only be done with an attestation document. The document's measurements are conditions
@@ -49,8 +49,7 @@ impl PcrValues {
     /// # Errors
     /// When there is no such file, or something in it is no measurement.
     pub fn read(path: &str) -> Result<PcrValues, Failure> {
-        PcrValues::parse(&read(path)?)
-            .map_err(|why| Failure::new(What::Usage, format!("{path}: {why}")))
+        PcrValues::parse(&read(path)?).map_err(|why| Failure::usage(format!("{path}: {why}")))
     }
 
     fn parse(bytes: &[u8]) -> Result<PcrValues, String> {
@@ -93,7 +92,7 @@ pub fn policy(pcrs: &PcrValues, principal: &str, admin: &str) -> Result<Value, F
             let why = format!(
                 "PCR{index} is zero: every enclave in debug mode has it; build the image's values anew"
             );
-            return Err(Failure::new(What::Usage, why));
+            return Err(Failure::usage(why));
         }
         condition.insert(
             format!("kms:RecipientAttestation:PCR{index}"),

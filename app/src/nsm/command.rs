@@ -143,7 +143,7 @@ fn call(command: Command, place: &Place) -> Result<Value, Failure> {
 fn random(bytes: usize, place: &Place) -> Result<Value, Failure> {
     if !(1..=limits::RANDOM).contains(&bytes) {
         let why = format!("--bytes takes 1 to {}", limits::RANDOM);
-        return Err(Failure::new(What::Usage, why));
+        return Err(Failure::usage(why));
     }
     let mut collected = Zeroizing::new(Vec::with_capacity(bytes));
     while collected.len() < bytes {

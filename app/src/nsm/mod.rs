@@ -124,7 +124,7 @@ impl Place {
         ] {
             if value.is_some_and(|value| value.len() > most) {
                 let why = format!("{name} may have up to {most} bytes");
-                return Err(Failure::new(What::Usage, why));
+                return Err(Failure::usage(why));
             }
         }
         let own = |value: Option<&[u8]>| value.map(ByteBuf::from);

@@ -11,7 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_cert::Certificate;
 
-use crate::error::{Failure, What};
+use crate::error::Failure;
 use crate::net::tls::Oldest;
 
 /// A key, its certificate, and what an attestation document says of them.
@@ -26,10 +26,7 @@ impl Identity {
     /// A key made now that nobody else ever has, and a certificate that it signs itself.
     pub(super) fn own(names: &[String], oldest: Oldest) -> Result<Identity, Failure> {
         let made = rcgen::generate_simple_self_signed(names).map_err(|error| {
-            Failure::new(
-                What::Usage,
-                format!("no certificate can have these names: {error}"),
-            )
+            Failure::usage(format!("no certificate can have these names: {error}"))
         })?;
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         Identity::new(vec![made.cert.der().clone()], key.into(), oldest)

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -17,6 +17,7 @@ use super::copy::Copier;
 use super::export::Export;
 use super::place::Place;
 use super::watch::watched;
+use crate::bytes::answer;
 use crate::error::{Failure, What};
 use crate::limits::volume as limits;
 
@@ -148,9 +149,7 @@ async fn copy(args: CopyArgs) -> Result<(), Failure> {
         .await?
         .map_err(|broken| Failure::new(What::Other, format!("not all is copied: {broken}")))?;
     let seconds = begin.elapsed().as_secs_f64();
-    let report = json!({ "copied": tally, "seconds": seconds });
-    writeln!(io::stdout(), "{report:#}")
-        .map_err(|error| Failure::new(What::Other, format!("cannot write the report: {error}")))
+    answer(&json!({ "copied": tally, "seconds": seconds }))
 }
 
 /// An export, if it is not a path in the enclave.
