@@ -157,6 +157,13 @@ fn capture(lab: &Lab) -> PathBuf {
 
 /// Starts the service in an enclave whose image's PCR0 is this byte, 48 times.
 fn start(lab: &Lab, aws: &Aws, key: &str, pcr0: &str) -> Process {
+    let mut service = spawn(lab, aws, key, pcr0);
+    service.wait_log("serving", 30);
+    service
+}
+
+/// The same without waiting for it.
+fn spawn(lab: &Lab, aws: &Aws, key: &str, pcr0: &str) -> Process {
     let client = Client {
         pcr0: pcr0.repeat(48),
         ..aws.client()
@@ -172,9 +179,7 @@ fn start(lab: &Lab, aws: &Aws, key: &str, pcr0: &str) -> Process {
         "results",
     ];
     let line = [&line[..], &["--key", key]].concat();
-    let mut service = client.spawn(&lab.enclave, &["ENCLAVE_APP_LOG=debug"], &line);
-    service.wait_log("serving", 30);
-    service
+    client.spawn(&lab.enclave, &["ENCLAVE_APP_LOG=debug"], &line)
 }
 
 #[test]
@@ -369,19 +374,7 @@ fn a_network_that_is_gone_is_waited_for() {
     // Nor is it an error at the start.
     bed.service.terminate();
     bed.daemons.host.kill();
-    let client = bed.aws.client();
-    let app = bed.lab.binary("attested-app");
-    let line = [
-        &app,
-        "cards",
-        "serve",
-        "--queue",
-        "cards",
-        "--results",
-        "results",
-    ];
-    let line = [&line[..], &["--key", &bed.key]].concat();
-    bed.service = client.spawn(&bed.lab.enclave, &[], &line);
+    bed.service = spawn(&bed.lab, &bed.aws, &bed.key, "aa");
     bed.service.wait_log("the queues are not found", 60);
     bed.daemons.host = bed.lab.start_host(&[]);
     bed.service.wait_log("serving", 60);

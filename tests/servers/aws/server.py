@@ -45,7 +45,7 @@ HOUR_AHEAD = "ap-southeast-1"
 # What some do to a sealed answer, and to any.
 SEALS = {
     "ca-central-1": lambda sealed: sealed[:200] + bytes([sealed[200] ^ 1]) + sealed[201:],
-    "sa-east-1": lambda _: envelope.seal(OTHER.public_key(), b"x" * 32),
+    "sa-east-1": lambda _: envelope.seal(somebody(), b"x" * 32),
     "eu-west-3": lambda sealed: sealed[: len(sealed) // 2],
 }
 BODIES = {
@@ -53,8 +53,12 @@ BODIES = {
     "ap-east-1": lambda _: b'{"CiphertextForRecipient": 5, "Plaintext": {}, "KeyId": []}',
 }
 BREAKS_OFF = "eu-south-1"
-OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 ATTESTABLE = ("Decrypt", "GenerateDataKey", "GenerateRandom")
+
+
+def somebody():
+    """A public key that nobody asks with."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
 
 
 class Refused(Exception):
